@@ -1,0 +1,103 @@
+"""Who is in the batches of an epoch.
+
+p_c ∝ n_c^q :  q = 1 as the data are (uniform) · 0 every class alike (balanced) · 1/2 (square-root)
+progressive:   p_c = (1 − t)·n_c/N + t/C,  t the share of training done      (Kang et al., ICLR 2020, eq. 1–2)
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+
+class Sampler(Protocol):
+    """The labels [N] to one epoch of index batches; N draws, the last batch perhaps short."""
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """``progress`` is the share of training done, in [0, 1]; ``generator`` is a CPU generator."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every sample once per epoch, in random order."""
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """One epoch of index batches."""
+        return batches(torch.randperm(len(y), generator=generator), batch, drop_last)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Every class equally often: shuffled classes in a cycle, each with its shuffled samples in a cycle."""
+
+    per_class: int = 1  # samples in a row of one class (CC-SAM 1, cRT and MiSLAS 4)
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """One epoch of index batches."""
+        present = y.unique()
+        turns = -(-len(y) // (len(present) * self.per_class))
+        classes = torch.rand(turns, len(present), generator=generator).argsort(1)  # [turns, C]
+        each = torch.stack(
+            [cycle((y == c).nonzero()[:, 0], turns * self.per_class, generator) for c in present]
+        )
+        drawn = each.view(len(present), turns, self.per_class)[classes, torch.arange(turns)[:, None]]
+        return batches(drawn.flatten()[: len(y)], batch, drop_last)
+
+
+@dataclass(frozen=True)
+class SquareRoot:
+    """Classes drawn by the square root of their size, with replacement (Mahajan et al., ECCV 2018)."""
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """One epoch of index batches."""
+        return batches(drawn(y, torch.bincount(y).double().sqrt(), generator), batch, drop_last)
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """From the classes as they are to every class alike, as training goes (Kang et al., ICLR 2020)."""
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """One epoch of index batches."""
+        n = torch.bincount(y).double()
+        present = (n > 0).double()
+        return batches(
+            drawn(y, (1 - progress) * n / n.sum() + progress * present / present.sum(), generator),
+            batch,
+            drop_last,
+        )
+
+
+SAMPLERS = {"uniform": Uniform, "balanced": Balanced, "square-root": SquareRoot, "progressive": Progressive}
+
+
+def batches(order: Tensor, batch: int, drop_last: bool) -> list[Tensor]:
+    """An epoch cut into batches."""
+    cut = list(order.split(batch))
+    return cut[:-1] if drop_last and cut and len(cut[-1]) < batch else cut
+
+
+def cycle(rows: Tensor, n: int, generator: Generator) -> Tensor:
+    """The first ``n`` of an endless walk through ``rows``, shuffled anew on every round."""
+    rounds = -(-n // len(rows))
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:n]
+
+
+def drawn(y: Tensor, mass: Tensor, generator: Generator) -> Tensor:
+    """As many rows as samples, with replacement: a class by its ``mass`` [C], then one of its samples."""
+    size = torch.bincount(y, minlength=len(mass))
+    classes = torch.multinomial(mass, len(y), replacement=True, generator=generator)
+    start = size.cumsum(0) - size
+    inside = (torch.rand(len(y), generator=generator, dtype=torch.float64) * size[classes]).long()
+    return y.argsort(stable=True)[start[classes] + inside]

@@ -1,0 +1,6 @@
+"""Reports on runs: tables, one self-contained HTML page, Markdown; made from the run directories alone."""
+
+from .page import build, markdown
+from .tables import Difference, Estimate, Row, summary
+
+__all__ = ["Difference", "Estimate", "Row", "build", "markdown", "summary"]

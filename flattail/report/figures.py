@@ -1,0 +1,400 @@
+"""The figures of the report as inline SVG: drawn by matplotlib, coloured by the page's own CSS variables.
+
+Text stays text, and every colour becomes `var(--...)`, so one drawing serves light, dark and paper.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .tables import GROUPS, SHARES, Row, series, terms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, ordered so that neighbours differ in lightness too; the last one is the ink
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f80", "#1b1c20")
+INK, MUTED, GRID = "#1c1d21", "#6a6e78", "#dfe1e6"
+SHADES = {"many": "#a9b8c8", "medium": "#6f88a3", "few": "#2f4d6e"}
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: name for name, colour in SHADES.items()}
+VARIABLES |= {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MANY_CLASSES, BINS, TERMS = 20, 100, 5  # beyond: lines over rank, means of neighbours, one line for all
+SMALL, WIDE = (4.6, 2.9), (9.4, 3.1)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the page: panels side by side under a title, with a sentence on how to read them."""
+
+    key: str
+    title: str
+    reading: str
+    panels: tuple[str, ...]  # SVG
+    wide: bool = False  # one panel over the whole width
+    legend: bool = True  # whether the rows' colours are explained above it
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """Every figure that the rows of one data set have data for."""
+    finished = [row for row in rows if row.runs]
+    made = [curves(rows), gaps(rows)]
+    if finished:
+        made = [groups(finished, rows), class_counts(finished[0]), per_class(finished, rows), *made]
+    return [figure for figure in made if figure]
+
+
+def colour(row: Row, rows: Sequence[Row]) -> str:
+    """The row's colour, the same in every figure."""
+    return COLOURS[rows.index(row) % len(COLOURS)]
+
+
+# ---- figures -----------------------------------------------------------------------------------------------
+
+
+def class_counts(row: Row) -> Figure:
+    """Training images per class, most frequent first."""
+    counts, names, order = _classes(row)
+    counts, ranks = counts[order], np.arange(len(order))
+    with _panel(f"counts-{row.key}", SMALL, "Training images per class") as (ax, done):
+        few_classes = len(counts) <= MANY_CLASSES
+        if len(counts) <= 4 * BINS:
+            ax.bar(ranks, counts, 0.8 if few_classes else 1.0, color=[SHADES[g] for g in _group_of(row)])
+        else:
+            ax.fill_between(ranks, counts, step="mid", color=SHADES["medium"], lw=0)
+        if counts.max() > 10 * max(counts.min(), 1):
+            ax.set_yscale("log")
+            ax.set_ylim(max(0.6, 0.5 * counts.min()), 1.6 * counts.max())
+            _plain_log(ax.yaxis)
+        ax.set_ylabel("training images")
+        _class_axis(ax, names, order)
+        if few_classes:
+            for rank, count in enumerate(counts):
+                ax.annotate(
+                    f"{count}", (rank, count), (0, 2), textcoords="offset points", ha="center", fontsize=7.5
+                )
+        _name_groups(ax, row)
+    least, most = int(counts.min()), int(counts.max())
+    reading = (
+        f"Each bar is a class, the most frequent first: {most} training images down to {least}, "
+        f"an imbalance of {most / max(least, 1):.0f}. Darker bars are rarer groups."
+    )
+    return Figure("counts", "How long is the tail?", reading, (done(),), legend=False)
+
+
+def groups(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
+    """Accuracy of many, medium, few and all as grouped bars."""
+    shown = [name for name in SHARES if any(row.columns[name].n for row in rows)]
+    width = 0.8 / len(rows)
+    with _panel(f"groups-{rows[0].key}", SMALL, "Accuracy by group") as (ax, done):
+        for i, row in enumerate(rows):
+            at = np.arange(len(shown)) + (i - (len(rows) - 1) / 2) * width
+            mean, sd = np.array([(row.columns[name].mean, row.columns[name].sd) for name in shown]).T
+            ax.bar(at, mean, width * 0.9, color=colour(row, every))
+            _whiskers(ax, at, mean, sd)
+        size = rows[0].sizes
+        ax.set_xticks(range(len(shown)), [f"{g} ({size[g]})" if g in size else g for g in shown])
+        ax.tick_params(axis="x", length=0)
+        _percent(ax)
+    reading = (
+        "Test accuracy over the classes of each group (their number in brackets); whiskers are ± one sd over "
+        "seeds. What a method does for the tail shows under few, what it costs under many."
+    )
+    return Figure("groups", "Who gains, who pays", reading, (done(),))
+
+
+def per_class(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
+    """Accuracy of every class, ordered by training count."""
+    _, names, order = _classes(rows[0])
+    n = len(order)
+    rows = [row for row in rows if len(_classes(row)[0]) == n]
+    bins = np.array_split(order, min(n, BINS)) if n > 2 * BINS else [np.array([c]) for c in order]
+    at = np.array([np.mean(b) for b in np.array_split(np.arange(n), len(bins))])
+    size = WIDE if n <= MANY_CLASSES else (WIDE[0], 3.5)
+    with _panel(f"classes-{rows[0].key}", size, "Accuracy per class") as (ax, done):
+        width = 0.82 / len(rows)
+        for i, row in enumerate(rows):
+            found = 100 * _per_class(row)  # [runs, C]
+            found = np.stack([_mean(found[:, b], axis=1) for b in bins], axis=1)  # [runs, bins]
+            mean = _mean(found, axis=0)
+            sd = found.std(axis=0, ddof=1) if len(found) > 1 else np.full(len(bins), np.nan)
+            ink = colour(row, every)
+            if n <= MANY_CLASSES:
+                x = at + (i - (len(rows) - 1) / 2) * width
+                ax.bar(x, mean, width * 0.9, color=ink)
+                _whiskers(ax, x, mean, sd)
+            else:
+                x = at + (i - (len(rows) - 1) / 2) * 0.6 / len(rows)
+                mark = MARKERS[every.index(row) % len(MARKERS)]
+                ax.vlines(x, mean - np.nan_to_num(sd), mean + np.nan_to_num(sd), color=ink, alpha=0.3, lw=0.8)
+                ax.plot(x, mean, mark, color=ink, ms=2.4, alpha=0.65, mew=0)
+                ax.plot(x, _running(mean), _dash(row, every), color=ink, lw=1.8)
+        _class_axis(ax, names, order)
+        _name_groups(ax, rows[0])
+        _percent(ax)
+    reading = "Mean test accuracy of every class, the most frequent first; whiskers are ± one sd over seeds."
+    if n > MANY_CLASSES:
+        marks = "classes" if len(bins) == n else f"means of about {n // BINS} neighbouring classes"
+        reading += f" Marks are {marks}, lines their running mean."
+    return Figure("classes", "Accuracy, class by class", reading, (done(),), wide=True)
+
+
+def curves(rows: Sequence[Row]) -> Figure | None:
+    """Loss, training accuracy and (if it was logged) test accuracy over the epochs."""
+    wanted: list[tuple[str, str, Callable[[Mapping[str, Any]], float | None], float]] = [
+        ("loss", "training loss", lambda line: line["loss"], 1.0),
+        ("accuracy", "training accuracy (%)", lambda line: line["accuracy"], 100.0),
+        ("test", "test accuracy (%)", lambda line: line.get("test", {}).get("all"), 100.0),
+    ]
+    panels = []
+    for key, label, pick, scale in wanted:
+        found = [(row, scale * series(row, pick)) for row in rows]
+        found = [(row, values) for row, values in found if values.size and np.isfinite(values).any()]
+        if not found:
+            continue
+        with _panel(f"{key}-{rows[0].key}", SMALL, label) as (ax, done):
+            for row, values in found:
+                _band(ax, row, rows, values)
+            for border in sorted({b for row in rows for b in _borders(row)})[:4]:
+                ax.axvline(border, color=MUTED, lw=0.8, ls=":")
+            _epochs(ax, max(values.shape[1] for _, values in found))
+            ax.set_ylabel(label)
+            if key == "loss" and _wide(np.concatenate([v[np.isfinite(v)] for _, v in found])):
+                ax.set_yscale("log")
+                _plain_log(ax.yaxis)
+        panels.append(done())
+    reading = "Lines are means over seeds, bands reach from the lowest to the highest seed"
+    reading += "; dotted verticals are borders of stages." if any(_borders(row) for row in rows) else "."
+    if len({str(stage.get("loss")) for row in rows for stage in row.every[0].recipe["stages"]}) > 1:
+        reading += " Values of different losses do not compare."
+    return Figure("curves", "Training", reading, tuple(panels)) if panels else None
+
+
+def gaps(rows: Sequence[Row]) -> Figure | None:
+    """The sharpness of every term over the epochs, a panel for each row that has terms."""
+    found = []
+    for row in rows:
+        paths = {line.term: series(row, _gap(line.term)) for line in terms(row)}
+        paths = {name: path for name, path in paths.items() if np.isfinite(path).any()}
+        if paths:
+            found.append((row, paths))
+    if not found:
+        return None
+    tops = [max(np.nanmax(np.abs(_mean(path, axis=0))) for path in paths.values()) for _, paths in found]
+    lowest = min(np.nanmin(_mean(path, axis=0)) for _, paths in found for path in paths.values())
+    shared = max(tops) <= 12 * min(tops)
+    style: dict[str, str] = {}  # term -> dash, the same in all panels
+    for _, paths in found:
+        for name in paths:
+            free = [dash for dash in DASHES if dash not in {style.get(other) for other in paths}]
+            style.setdefault(name, (free or DASHES)[0])
+    panels = []
+    for row, paths in found:
+        with _panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}") as (ax, done):
+            ax.axhline(0, color=MUTED, lw=0.8)
+            if len(paths) <= TERMS:
+                for name, path in paths.items():
+                    _band(ax, row, rows, path, dash=style[name], label=name)
+                ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best", handlelength=2.6)
+            else:
+                means = np.stack([_mean(path, axis=0) for path in paths.values()])  # [terms, epochs]
+                low, mid, high = np.nanpercentile(means, [10, 50, 90], axis=0)
+                x, label = np.arange(1, means.shape[1] + 1), f"median of {len(paths)} terms, 10–90 %"
+                ax.fill_between(x, low, high, color=colour(row, rows), alpha=0.2, lw=0)
+                ax.plot(x, mid, color=colour(row, rows), lw=1.6, label=label)
+                ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+            ax.set_title(row.name, loc="left", fontsize=9.5, color=INK)
+            if shared:
+                ax.set_ylim(min(0, 1.1 * lowest), 1.15 * max(tops))
+            _epochs(ax, max(path.shape[1] for path in paths.values()))
+            ax.set_ylabel("loss rise from w to w + e")
+        panels.append(done())
+    reading = "How much each term's loss rises within its neighbourhood: lower is flatter. "
+    reading += "All panels share one scale." if shared else "Every panel has its own scale."
+    silent = [row.name for row in rows if row not in [row for row, _ in found]]
+    if silent:
+        reading += f" No term was ever active for {', '.join(silent)}: nothing was displaced there."
+    return Figure("gaps", "Sharpness, term by term", reading, tuple(panels), legend=False)
+
+
+# ---- details -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _panel(key: str, size: tuple[float, float], label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
+    """Axes in the house style, and a function that gives the SVG once the drawing is done."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": key,  # ids differ between panels and not between builds
+        "text.parse_math": False,  # a class may be called $1$
+        "font.size": 9,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "ytick.major.size": 0,
+        "ytick.minor.size": 0,
+    }
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that this machine's font lacks, the reader's browser has
+        canvas = Canvas(figsize=size, layout="constrained")
+        yield canvas.add_subplot(), lambda: _svg(canvas, key, label, style)
+
+
+def _svg(canvas: Any, key: str, label: str, style: dict[Any, Any]) -> str:
+    import matplotlib as mpl
+
+    text = StringIO()
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    head, _, rest = svg.partition(">")
+    svg = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", head) + ">" + rest
+    svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used or "-" in m[1] else "", svg)
+    svg = re.sub(r' (?:d|x|y|points|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
+    svg = re.sub("|".join(VARIABLES), lambda m: f"var(--{VARIABLES[m[0]]})", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{re.sub(chr(34) + "|[<>&]", " ", label)}"', 1)
+
+
+def _classes(row: Row) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Counts [C], names, and the classes by falling count."""
+    scores = row.runs[0].scores or {}
+    counts = np.array(scores["counts"])
+    return counts, [str(name) for name in scores["names"]], np.argsort(-counts, kind="stable")
+
+
+def _per_class(row: Row) -> np.ndarray:
+    """Accuracy of every class in every finished run, [runs, C]; NaN for a class without test images."""
+    return np.array([run.scores["scores"]["per_class"] for run in row.runs if run.scores], dtype=float)
+
+
+def _group_of(row: Row) -> list[str]:
+    """The group of every class by falling count; groups are sets of counts, so they follow each other."""
+    sizes = [(name, row.sizes.get(name, 0)) for name in GROUPS]
+    named = [name for name, size in sizes for _ in range(size)]
+    total = len(_classes(row)[0])
+    return named if len(named) == total else ["medium"] * total
+
+
+def _name_groups(ax: "Axes", row: Row) -> None:
+    """The groups' names over the classes that are in them, with thin lines between."""
+    start = 0
+    sizes = [(name, row.sizes.get(name, 0)) for name in GROUPS]
+    if sum(size for _, size in sizes) != len(_classes(row)[0]):
+        return
+    for name, size in sizes:
+        if size:
+            middle, over = start + (size - 1) / 2, ax.get_xaxis_transform()
+            ax.text(middle, 1.02, name, transform=over, ha="center", fontsize=8, color=MUTED)
+            if start:
+                ax.axvline(start - 0.5, color=MUTED, lw=0.8, ls=":")
+        start += size
+
+
+def _class_axis(ax: "Axes", names: Sequence[str], order: np.ndarray) -> None:
+    if len(order) > MANY_CLASSES:
+        ax.set_xlabel("class, most frequent first")
+    else:
+        shown = [names[c] if len(names[c]) <= 14 else names[c][:13] + "…" for c in order]
+        turned = max(map(len, shown)) * len(shown) > 60
+        angle: dict[str, Any] = {"rotation": 35, "ha": "right"} if turned else {}
+        ax.set_xticks(range(len(order)), shown, **angle)
+        ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.7, len(order) - 0.3)
+
+
+def _gap(term: str) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda line: line.get("terms", {}).get(term, {}).get("gap")
+
+
+def _band(
+    ax: "Axes", row: Row, rows: Sequence[Row], values: np.ndarray, *, dash: str = "", **line: Any
+) -> None:
+    """Mean over seeds as a line, lowest to highest as a band; values [runs, epochs]."""
+    kept = np.isfinite(values).any(axis=0)
+    x, values = (np.arange(values.shape[1]) + 1)[kept], values[:, kept]
+    ink = colour(row, rows)
+    if len(values) > 1:
+        ax.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=ink, alpha=0.16, lw=0)
+    mark = "o" if len(x) == 1 else ""
+    ax.plot(x, _mean(values, axis=0), mark, ls=dash or _dash(row, rows), color=ink, lw=1.6, ms=4, **line)
+
+
+def _dash(row: Row, rows: Sequence[Row]) -> str:
+    return DASHES[rows.index(row) // len(COLOURS) % len(DASHES)]
+
+
+def _whiskers(ax: "Axes", x: Any, mean: Any, sd: Any) -> None:
+    if np.isfinite(sd).any():
+        ax.errorbar(x, mean, sd, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
+
+
+def _borders(row: Row) -> list[int]:
+    ends = np.cumsum([int(stage["epochs"]) for stage in row.every[0].recipe["stages"]])
+    return [int(end) for end in ends[:-1]]
+
+
+def _epochs(ax: "Axes", last: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("epoch")
+    ax.set_xlim(1 - 0.02 * last, last * 1.02)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _percent(ax: "Axes") -> None:
+    ax.set_ylim(0, 104)
+    ax.set_yticks(range(0, 101, 20))
+    ax.set_ylabel("test accuracy (%)")
+
+
+def _plain_log(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _wide(values: np.ndarray) -> bool:
+    return bool(values.min() > 0 and values.max() > 50 * values.min())
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """A running mean over a tenth of the classes, narrower at the ends."""
+    half = max(1, len(values) // 20)
+    return np.array([_mean(values[max(0, i - half) : i + half + 1], axis=0) for i in range(len(values))])
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=axis)

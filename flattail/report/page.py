@@ -1,0 +1,186 @@
+"""The report itself: one HTML file without anything outside it, or Markdown for a README."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runs import Run, write_text
+from .figures import COLOURS, Figure, figures
+from .tables import GROUPS, OTHERS, SHARES, Estimate, Row, TermLine, by_data, notes, summary, terms, warnings
+
+TEMPLATE = "page.html.j2"
+TITLES = {
+    "balanced": "balanced",
+    "worst": "worst class",
+    "gmean": "G-mean",
+    "ece": "ECE",
+    "nll": "NLL",
+    "best on test": "best epoch on test",
+}
+LINES = 5  # a row with more terms shows their median
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one data set."""
+
+    data: str
+    rows: Sequence[Row]
+    heads: Mapping[str, str]  # column -> its heading, with the group's size where all rows agree
+    others: Sequence[str]
+    notes: Sequence[str]
+    warnings: Sequence[str]
+    terms: Sequence[TermLine]
+    figures: Sequence[Figure]
+
+    @property
+    def headline(self) -> str:
+        """The highest means, in one sentence."""
+        said = []
+        for name in ("all", "few"):
+            known = [row for row in self.rows if row.columns[name].n]
+            if len(known) > 1:
+                best = max(known, key=lambda row: row.columns[name].mean)
+                said.append(f"on {name} {best.name} ({best.columns[name]} %)")
+        return f"Highest mean accuracy: {'; '.join(said)}." if said else ""
+
+
+def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Path:
+    """Write the HTML report on the runs to `out` and return its path.
+
+    Raises ValueError if there is no run, or none of the baseline's name.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters["mark"] = lambda row, rows: rows.index(row) % len(COLOURS)
+    rows = _rows(runs, baseline)
+    sections = [_section(data, found) for data, found in by_data(rows).items()]
+    html = page.get_template(TEMPLATE).render(
+        sections=sections,
+        rows=rows,
+        columns=SHARES,
+        titles=TITLES,
+        colours=COLOURS,
+        made=[_made(row) for row in rows],
+        runs=sum(row.n for row in rows),
+        unfinished=sum(len(row.unfinished) for row in rows),
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html)
+    return out
+
+
+def markdown(runs: Sequence[Run], *, baseline: str | None = None) -> str:
+    """The summary as GitHub Markdown: a table for each data set, its footnotes below."""
+    parts = []
+    for data, rows in by_data(_rows(runs, baseline)).items():
+        heads = _heads(rows)
+        compared, published = len(rows) > 1, any(row.expect for row in rows)
+        titles = ["", *(heads[name] for name in SHARES), "n"]
+        titles += [f"Δ all to {rows[0].name}"] * compared + ["published"] * published
+        lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+        for row in rows:
+            cells = [row.name, *(str(row.columns[name]) for name in SHARES), str(row.n)]
+            change = row.differences.get("all")
+            cells += ([f"**{change}**" if change.clear else str(change)] if change else ["–"]) * compared
+            cells += [_published(row.expect)] * published
+            lines.append(cells)
+        table = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+        said = "\n".join(f"- {_cell(text)}" for text in [*notes(rows), *warnings(rows)])
+        parts.append(f"### {_cell(data)}\n\n{table}\n\n{said}\n")
+    return "\n".join(parts)
+
+
+# ---- details -----------------------------------------------------------------------------------------------
+
+
+def _rows(runs: Sequence[Run], baseline: str | None) -> list[Row]:
+    if not runs:
+        raise ValueError("no run to report on: give directories that hold runs, <recipe>/<seed>/recipe.yaml")
+    return summary(runs, baseline=baseline)
+
+
+def _section(data: str, rows: Sequence[Row]) -> Section:
+    others = [name for name in (*OTHERS, "best on test") if any(name in row.columns for row in rows)]
+    lines = [line for row in rows for line in _lines(row)]
+    return Section(data, rows, _heads(rows), others, notes(rows), warnings(rows), lines, figures(rows))
+
+
+def _lines(row: Row) -> list[TermLine]:
+    """The displaced terms of a row, or their median if they are many."""
+    found = [line for line in terms(row) if line.gap.n or line.radius >= 0]
+    if len(found) <= LINES:
+        return found
+    active, radius, gap = np.nanmedian([(t.active, t.radius, t.gap.mean) for t in found], axis=0)
+    name = f"{found[0].term} … {found[-1].term}: median of {len(found)}"
+    return [TermLine(row.name, name, active=active, radius=radius, gap=Estimate.of([gap], digits=4))]
+
+
+def _heads(rows: Sequence[Row]) -> dict[str, str]:
+    sizes = {name: {row.sizes.get(name) for row in rows if row.runs} for name in GROUPS}
+    one = {name: found.pop() for name, found in sizes.items() if len(found) == 1}
+    return {name: f"{name} ({one[name]})" if one.get(name) is not None else name for name in SHARES}
+
+
+def _made(row: Row) -> dict[str, Any]:
+    """How the numbers of a row were made: where, how long, by which command and recipe."""
+    envs = [run.env for run in row.every]
+    seconds = [run.env.get("seconds") or sum(line["seconds"] for line in run.rows) for run in row.every]
+    commands = dict.fromkeys(str(env["command"]) for env in envs if env.get("command"))
+    seeds = ",".join(str(run.seed) for run in row.every)
+    return {
+        "name": row.name,
+        "label": row.label,
+        "key": row.key,
+        "runs": [run.path.as_posix() for run in row.every],
+        "seconds": [_duration(s) for s in seconds],
+        "epoch": _duration(_per_epoch(row)),
+        "device": _joined(env.get("device") for env in envs),
+        "dtype": _joined(env.get("dtype") for env in envs),
+        "git": _joined(_git(env.get("git")) for env in envs),
+        "versions": _joined(", ".join(map(" ".join, env.get("versions", {}).items())) for env in envs),
+        "commands": list(commands) or [f"flattail train recipe.yaml --seeds {seeds}"],
+        "recipe": row.every[0].text,
+    }
+
+
+def _per_epoch(row: Row) -> float:
+    seconds = sorted(line["seconds"] for run in row.every for line in run.rows)
+    return seconds[len(seconds) // 2] if seconds else float("nan")
+
+
+def _git(said: Any) -> str | None:
+    if isinstance(said, Mapping):
+        return " ".join(str(value) for value in said.values() if value is not None)
+    return said
+
+
+def _joined(values: Any) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values if value)) or "–"
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
+
+
+def _published(expect: Mapping[str, Any] | None) -> str:
+    return f"{expect['accuracy']} ({expect['status']}; {expect['source']})" if expect else "–"
+
+
+def _cell(text: str) -> str:
+    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\r", " "), ("\n", " ")):
+        text = text.replace(sign, written)
+    return text

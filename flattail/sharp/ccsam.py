@@ -1,0 +1,82 @@
+"""CC-SAM, stage 1: Class-Conditional SAM (Zhou et al., CVPR 2023): each class from within its own radius.
+
+    e_c = sqrt(k) rho_c g_c / ||g_c||,   rho_c = (||w|| / (2 ||g_c||))^(1/2) k^(-1/4) (n_c - 1)^(-1/4)     (eqs. 8, 9)
+
+with g_c the gradient of class c's mean loss, k the number of displaced scalars and ||w|| their norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .perturb import TINY, Radial
+from .terms import Context, Term
+
+OVER: dict[str, Literal["batch", "members", "groups"]] = {
+    "samples": "batch",
+    "classes": "groups",
+    "class-sum": "members",
+}
+
+
+@dataclass(frozen=True)
+class CCSAM:
+    """Every class from its own climb: rare classes, and those with small gradients, further."""
+
+    scale: float = (
+        1.0  # kappa: factor of the radius of eqs. 8-9, which is 1 there and 1e-6 in the released CIFAR runs
+    )
+    cap: float = (
+        0.1  # ||e_c|| is at most this multiple of ||w||: the paper assumes it small, its formula does not
+    )
+    mix: float = 1.0  # phi: share of the perturbed loss; the rest stays at w (released: 0.3 and 0.5)
+    average: Literal["samples", "classes", "class-sum"] = (
+        "samples"  # of the perturbed loss; "class-sum" is eq. 11
+    )
+    norm: Literal["global", "per-tensor"] = "global"  # of g_c; "per-tensor" is the released code's
+    labels: Literal["mixed", "hard"] = (
+        "mixed"  # of the perturbed loss under mixup; "hard" is the released code's
+    )
+    scope: str = (
+        "head"  # what is displaced: "head", "all", or a pattern on parameter names (a pass per class)
+    )
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0 or not self.cap > 0:
+            raise ValueError(
+                f"scale must not be negative and cap must be positive, not {self.scale} and {self.cap}"
+            )
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"`mix` is a share in [0, 1], not {self.mix}")
+
+    @property
+    def where(self) -> Literal["weights", "head"]:
+        """The head alone, with one pass of the backbone; or weights, with a pass per class."""
+        return "head" if self.scope == "head" else "weights"
+
+    @property
+    def only(self) -> str | None:
+        """The pattern on parameter names, where the scope is one."""
+        return None if self.scope in ("head", "all") else self.scope
+
+    def terms(self, at: Context) -> list[Term]:
+        """1 - mix at w; mix at w + e_c, class by class."""
+        n = (at.counts - 1).clamp(min=1)
+
+        def length(weight: Tensor, slope: Tensor, size: int) -> Tensor:
+            return self.scale * size**0.25 * (weight / (2 * (slope + TINY))).sqrt() / n.to(slope) ** 0.25
+
+        climb = Radial(length, per_tensor=self.norm == "per-tensor", cap=self.cap)
+        flat = Term(
+            "class",
+            self.mix * at.ones,
+            climb,
+            over=OVER[self.average],
+            by=at.y,
+            groups=len(at.counts),
+            losses=at.hard if self.labels == "hard" else None,
+        )
+        return [flat] if self.mix == 1 else [Term("plain", (1 - self.mix) * at.ones), flat]

@@ -1,0 +1,410 @@
+"""The engine: any list of terms, executed in place of `loss.backward()`.
+
+minimise  sum_k  max_{e in N_k(w)} L_k(w + e),    L_k(w) = sum_i a_ki m_i loss_i(w) / sum_i m_i
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .head import head_step
+from .passes import (
+    Processes,
+    call,
+    coefficients,
+    looks_of,
+    members,
+    noise_state,
+    same_noise,
+    seen_whole,
+    takes_rows,
+    treats_rows_apart,
+)
+from .perturb import TINY, Radial, displaced, kept_buffers, norm
+from .report import Report
+from .sums import Sums, accumulate, add_to_grad, positive, zeros_if_none
+from .terms import Context, Losses, Method, Part, Term, Weighted
+
+__all__ = ["Context", "Method", "Outcome", "Part", "SharpnessAware", "Term", "Weighted", "sharp_backward"]
+
+
+@dataclass
+class Outcome:
+    """What a step knows of itself, left on the device: nothing here waits for it."""
+
+    loss: Tensor  # the plain objective at w, over all parts and processes
+    values: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # each term's part of the objective, where it looks from
+    gaps: dict[str, Tensor] = field(default_factory=dict)  # L_k(w + e) - L_k(w), of climbing terms
+    radii: dict[str, Tensor] = field(default_factory=dict)  # ||e_k|| / ||w||; [G] for a grouped term
+    cosines: dict[str, Tensor] = field(default_factory=dict)  # "head ~ tail": between gradients at w
+    finite: Tensor | None = None  # whether the loss and every slope was
+    seen: list[Any] = field(
+        default_factory=list
+    )  # what the closures returned beside their losses, a part each
+    forwards: int = 0
+    backwards: int = 0
+
+
+def sharp_backward(
+    parts: Sequence[Part],
+    model: nn.Module,
+    where: Literal["weights", "head"] = "weights",
+    *,
+    only: str | None = None,
+    scale: Tensor | float = 1.0,
+    climb_together: bool = False,
+    buffers: Literal["keep", "all"] = "keep",
+    dropout: Literal["same", "fresh"] = "same",
+) -> Outcome:
+    """Add the gradient of the terms' objective to `.grad`, as `loss.backward()` would.
+
+    Args:
+        parts: the micro-batches of one step; terms are matched across them by name.
+        model: its trainable parameters receive gradients; a DistributedDataParallel reduces them once.
+        where: displace "weights", or the "head" alone (`model.backbone` and `model.head` are then needed).
+        only: a regular expression; what is displaced is the parameters in whose names it is found.
+        scale: the loss scale: gradients come out scaled, climbs see unscaled slopes.
+        climb_together: processes (and, for the head, micro-batches) climb by their common slope.
+        buffers: "keep" restores BatchNorm after displaced passes; "all" lets them move it, as the releases do.
+        dropout: the "same" masks in all passes of a micro-batch, or "fresh" ones.
+
+    Raises:
+        ValueError: for a closure that returns no loss per sample or goes around a DistributedDataParallel.
+    """
+    names = dict(model.named_parameters())
+    place = [p for n, p in names.items() if p.requires_grad and (only is None or re.search(only, n))]
+    if not place:
+        raise ValueError(
+            f"no trainable parameter has {only!r} in its name; the first names are {list(names)[:3]}"
+        )
+    in_head = where == "head" and any(t.climb is not None for p in parts for t in p.terms)
+    step = head_step if in_head else weights_step
+    how: dict[str, Any] = {"scale": scale, "together": climb_together, "buffers": buffers, "dropout": dropout}
+    return step(parts, model, place, Outcome(torch.zeros(())), **how)
+
+
+def weights_step(
+    parts: Sequence[Part],
+    model: nn.Module,
+    place: list[Tensor],
+    out: Outcome,
+    *,
+    scale: Tensor | float,
+    together: bool,
+    buffers: str,
+    dropout: str,
+) -> Outcome:
+    """One step of a method that displaces weights."""
+    processes, device = Processes(model), place[0].device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    apart = treats_rows_apart(model)
+    looks = looks_of(present(ungrouped(parts, processes), processes), apart)
+    terms: dict[str, Term] = {}
+    for look in looks:
+        terms = look.terms | terms
+    climbing = [n for n, t in terms.items() if t.climb is not None]
+    untouched = all(p.grad is None for p in trained)
+
+    # 1. look from w. Everything is a sum over samples, divided once, by the mass of the whole step.
+    sums = Sums(terms)
+    noise: dict[int, list[Tensor]] = {}
+    slopes: dict[str, list[Tensor]] = {}
+    plain: dict[str, list[Tensor]] = {}
+    with processes.heard():
+        for look in looks:
+            last = look is looks[-1]
+            if dropout == "same" and climbing and look.part not in noise:
+                noise[look.part] = noise_state(device)
+            with processes.quiet(last and not climbing):
+                seen = look.run()
+            out.forwards += 1
+            out.seen.append(seen)
+            sums.add(look)
+            waiting = [n for n in look.terms if n in climbing or not last]
+            rest = [n for n in look.terms if n not in waiting]
+            for n in waiting:
+                total = (coefficients(look.terms[n], look.masses) * look.values).sum() * scale
+                into, over = (slopes, place) if n in climbing else (plain, trained)
+                keep = bool(rest) or n != waiting[-1]
+                accumulate(
+                    into, n, over, torch.autograd.grad(total, over, retain_graph=keep, allow_unused=True)
+                )
+            if last:
+                sums.divide(processes)
+                for n, grads in plain.items():
+                    add_to_grad(trained, grads, processes.count / sums.divisor[n])
+            if rest:
+                share = sum(sums.share(n, look) for n in rest)
+                with processes.quiet(not climbing):
+                    ((share * look.values).sum() * (scale * processes.count)).backward()
+            out.backwards += len(waiting) + bool(rest)
+            look.values = look.values.detach()
+    out.loss, out.seen = sums.loss, seen_whole(looks, out.seen)
+    out.values = {n: sums.value[n] / sums.divisor[n] for n in terms if n not in climbing}
+
+    # 2. climb. All moves come from the one look at w, before anything moves.
+    if not climbing:
+        out.finite = torch.isfinite(sums.loss)
+        return out
+    own = {n: sums.own[n] for n in climbing}
+    if together:
+        for n in climbing:
+            *slopes[n], own[n] = processes.add_all([*slopes[n], own[n].clone()])
+    for n in climbing:
+        torch._foreach_mul_(slopes[n], 1 / (scale * positive(own[n])))
+    at_w = dict(slopes)
+    if untouched and len(climbing) < len(terms):
+        at_w["+".join(n for n in terms if n not in climbing)] = [zeros_if_none(p.grad, p) for p in place]
+    out.cosines = cosines(at_w) if len(at_w) <= 3 else {}
+    del at_w
+    reach, moves, finite = norm(place), {}, torch.isfinite(sums.loss)
+    with torch.no_grad():
+        for n in climbing:
+            ok = torch.isfinite(norm(slopes[n]))
+            move = terms[n].climb(place, slopes.pop(n))
+            if not (ok.is_cpu and bool(ok)):
+                move = [torch.where(ok, e, torch.zeros_like(e)) for e in move]
+            out.radii[n] = norm(move) / (reach + TINY)
+            moves[n], finite = move, finite & ok
+    out.finite = finite
+    poison = torch.where(finite, 1.0, torch.nan)  # a step that saw a non-finite slope must not be taken
+
+    # 3. look from w + e, and add up.
+    with kept_buffers([model], keep=buffers == "keep" and model.training):
+        for n in climbing:
+            holders = [look for look in looks if n in look.terms]
+            value = torch.zeros_like(sums.loss)
+            with displaced(place, moves.pop(n)):
+                for look in holders:
+                    term, last = look.terms[n], n == climbing[-1] and look is holders[-1]
+                    share, rows = sums.share(n, look), look.rows
+                    if rows is None and apart and takes_rows(term.losses or look.losses):
+                        rows = members(term)
+                        share = share[rows]
+                    with processes.quiet(last), same_noise(noise.get(look.part), device):
+                        values, _, _ = call(term.losses or look.losses, rows, len(share))
+                        total = (share * values).sum()
+                        (total * (scale * processes.count * poison)).backward()
+                    value = value + total.detach()
+                    out.forwards, out.backwards = out.forwards + 1, out.backwards + 1
+            out.values[n] = value
+            out.gaps[n] = (value * sums.divisor[n] - sums.value[n]) / positive(sums.own[n])
+    return out
+
+
+def cosines(gradients: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """The cosine between every two gradients."""
+    norms = {n: norm(g) for n, g in gradients.items()}
+    dots = {
+        (a, b): torch.stack([(x * y).sum() for x, y in zip(gradients[a], gradients[b], strict=True)]).sum()
+        for a, b in combinations(gradients, 2)
+    }
+    return {f"{a} ~ {b}": dot / (norms[a] * norms[b] + TINY) for (a, b), dot in dots.items()}
+
+
+# -- terms as the weight step needs them -------------------------------------------------------------
+
+
+def ungrouped(parts: Sequence[Part], processes: Processes) -> list[Part]:
+    """A grouped term as one term per group that occurs anywhere in the step: each is a pass of its own."""
+    occurs: dict[str, Tensor] = {}
+    for part in parts:
+        for t in part.terms:
+            if t.by is not None:
+                here = torch.zeros(t.groups, device=t.by.device).index_add_(0, t.by, (t.weight != 0).float())
+                occurs[t.name] = occurs.get(t.name, 0) + here
+    groups = {n: processes.add(here).nonzero().squeeze(1).tolist() for n, here in occurs.items()}
+
+    def spread(term: Term) -> list[Term]:
+        if term.by is None:
+            return [term]
+        share = 1 / len(groups[term.name]) if term.over == "groups" and groups[term.name] else 1
+        return [
+            replace(
+                term,
+                name=f"{term.name} {g}",
+                weight=share * term.weight * (term.by == g),
+                over="batch" if term.over == "batch" else "members",
+                climb=term.climb.of_group(g) if isinstance(term.climb, Radial) else term.climb,
+                by=None,
+            )
+            for g in groups[term.name]
+        ]
+
+    return [Part(p.losses, [s for t in p.terms for s in spread(t)]) for p in parts]
+
+
+def present(parts: Sequence[Part], processes: Processes) -> list[Part]:
+    """The parts without terms that nobody is in: known for free on the host, never asked of a device or of peers."""
+
+    def empty(name: str) -> bool:
+        weights = [t.weight for p in parts for t in p.terms if t.name == name]
+        return all(w.is_cpu and not bool(w.any()) for w in weights)
+
+    names = dict.fromkeys(t.name for p in parts for t in p.terms)
+    gone = {n for n in names if processes.count == 1 and empty(n)}
+    if gone == set(names):
+        return list(parts)
+    return [Part(p.losses, [t for t in p.terms if t.name not in gone]) for p in parts]
+
+
+# -- the drop-in -------------------------------------------------------------------------------------
+
+
+class SharpnessAware:
+    """Stands where `loss.backward()` stood; optimiser, scheduler, scaler, clipping and DDP stay as they are.
+
+    Args:
+        model: an `nn.Module` or a DistributedDataParallel of one, final as for an optimiser.
+        method: any method of `flattail.sharp`, or your own `terms(at)`.
+        counts: `[C]` training samples per class.
+        few: `[C]` bool, the classes that `eta="few"` means; by default those with fewer than 20 samples.
+        only: a pattern on parameter names; only those are displaced.
+        buffers, dropout, climb_together: see `sharp_backward`.
+        check: wait for the device in each step, and raise FloatingPointError for a non-finite loss or slope.
+
+    Raises:
+        ValueError: for counts the method cannot use, or a model that cannot be displaced (FSDP, DTensor).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        counts: Tensor | Sequence[int] | None = None,
+        *,
+        few: Tensor | None = None,
+        only: str | None = None,
+        buffers: Literal["keep", "all"] = "keep",
+        dropout: Literal["same", "fresh"] = "same",
+        climb_together: bool = False,
+        check: bool = False,
+    ) -> None:
+        refuse_sharded(model)
+        if method.where == "head":
+            need_head(model)
+        self.model, self.method, self.check = model, method, check
+        self.counts = None if counts is None else torch.as_tensor(counts)
+        self.few = self.counts < 20 if few is None and self.counts is not None else few
+        if hasattr(method, "check"):
+            at = Context(torch.empty(0, dtype=torch.int64), counts=self.counts, few=self.few)
+            method.check(at.counts, at.few)
+        self.how: dict[str, Any] = {
+            "only": only or getattr(method, "only", None),
+            "buffers": buffers,
+            "dropout": dropout,
+            "climb_together": climb_together,
+        }
+        self.report = Report(type(method).__name__)
+        self.outcome: Outcome | None = None
+
+    def backward(
+        self,
+        losses: Losses | Sequence[Losses],
+        y: Tensor | Sequence[Tensor],
+        progress: float | None = None,
+        *,
+        step: int | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        hard: Losses | Sequence[Losses] | None = None,
+    ) -> Tensor:
+        """Run every pass of this step and leave the gradient in `.grad`.
+
+        Args:
+            losses: a closure that runs the model and returns its loss per sample `[B]`; a list of them for
+                the micro-batches of one step.
+            y: the labels `[B]`, int64, of each closure.
+            progress: the share of training done, in [0, 1); methods with a schedule read it.
+            step: the number of steps taken; `Every` reads it.
+            scaler: for fp16; unscale, clip, step and update as usual afterwards.
+            hard: the closure under hard labels, where `losses` mixes two labels per image.
+
+        Returns:
+            The plain loss at w, a detached scalar.
+        """
+        several = isinstance(losses, (list, tuple))
+        parts = [
+            Part(f, self.terms(labels, progress=progress, step=step, hard=h))
+            for f, labels, h in zip(
+                losses if several else [losses],  # type: ignore[list-item]
+                y if several else [y],  # type: ignore[list-item]
+                hard if isinstance(hard, (list, tuple)) else [hard] * (len(losses) if several else 1),  # type: ignore[arg-type]
+                strict=True,
+            )
+        ]
+        device = next(self.model.parameters()).device
+        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=device))
+        before = [] if scaler is None else [(b, b.clone()) for b in self.model.buffers()]
+        out = sharp_backward(parts, self.model, self.method.where, scale=scale, **self.how)
+        if before:
+            self._undo_buffers(before, out)
+        if self.check and not bool(out.finite):
+            raise FloatingPointError(f"the loss or a slope is not finite (loss {float(out.loss)})")
+        self.outcome = out
+        self.report.add(out)
+        return out.loss
+
+    def terms(self, y: Tensor, **given: Any) -> list[Term]:
+        """The method's terms for labels `[B]`."""
+        if self.counts is not None:
+            if self.counts.device != y.device:
+                self.counts, self.few = self.counts.to(y.device), self.few.to(y.device)  # type: ignore[union-attr]
+            if y.is_cpu and len(y) and (int(y.max()) >= len(self.counts) or int(y.min()) < 0):
+                raise ValueError(
+                    f"labels run from {int(y.min())} to {int(y.max())}, but `counts` has {len(self.counts)} classes"
+                )
+        return self.method.terms(Context(y, counts=self.counts, few=self.few, **given))
+
+    @property
+    def gaps(self) -> dict[str, Tensor]:
+        """The sharpness that the last step minimised: L_k(w + e) - L_k(w) of every climbing term."""
+        return {} if self.outcome is None else self.outcome.gaps
+
+    @property
+    def seen(self) -> Any:
+        """What the closure returned beside its losses in the first pass; a list where there were several."""
+        seen = [] if self.outcome is None else self.outcome.seen
+        return seen[0] if len(seen) == 1 else seen
+
+    def _undo_buffers(self, before: list[tuple[Tensor, Tensor]], out: Outcome) -> None:
+        """A step that the scaler will skip leaves no statistics behind."""
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        finite = out.finite & torch.isfinite(norm(grads))  # type: ignore[operator]
+        with torch.no_grad():
+            for now, then in before:
+                now.copy_(torch.where(finite, now, then))
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """FSDP and DTensor parameters hold a part of each weight: norms over them would be wrong in silence."""
+    sharded = dist.is_available() and any(hasattr(p, "device_mesh") for p in model.parameters())
+    if sharded or "FullyShardedDataParallel" in {type(m).__name__ for m in model.modules()}:
+        raise ValueError(
+            "sharded models (FSDP, DTensor) are not supported: each process holds only a part of a weight, and a "
+            "climb needs its norm; wrap the model in DistributedDataParallel instead"
+        )
+
+
+def need_head(model: nn.Module) -> None:
+    """A head method needs to know which module is the head, and to reach it."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "a method that displaces the head looks inside the model: compile `model.backbone`, not the whole model"
+        )
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if not (hasattr(inner, "backbone") and hasattr(inner, "head")):
+        raise ValueError(
+            f"a method that displaces the head needs `model.backbone` and `model.head`, which {type(inner).__name__} "
+            "lacks: Split(backbone, head) makes any pair of modules so"
+        )

@@ -1,0 +1,61 @@
+"""ImbSAM: Imbalanced SAM (Zhou et al., ICCV 2023, arXiv 2308.07815): the tail alone is made flat.
+
+L_head(w) + max_{||e|| <= rho} L_tail(w + e)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from .perturb import l2_ball
+from .radius import Radius, check_radius, radius_at
+from .terms import Context, Term
+
+Eta = int | Literal["few"]
+
+
+def tail_classes(counts: Tensor, few: Tensor, eta: Eta) -> Tensor:
+    """The classes with fewer than eta samples (strictly), `[C]` bool; "few" is the data set's own group."""
+    return few if eta == "few" else counts < eta
+
+
+def check_split(counts: Tensor, few: Tensor, eta: Eta) -> None:
+    """Raise ValueError where eta leaves no tail class."""
+    if not bool(tail_classes(counts, few, eta).any()):
+        smallest, largest = int(counts.min()), int(counts.max())
+        raise ValueError(
+            f"eta={eta!r} leaves no tail class: the classes have {smallest} to {largest} samples, and the tail are "
+            f"those with fewer than eta; choose eta above {smallest}"
+        )
+
+
+@dataclass(frozen=True)
+class ImbSAM:
+    """The head where it stands, the tail from its own climb."""
+
+    rho: Radius = 0.05  # radius of the tail's ball
+    eta: Eta = 20  # classes with fewer samples are tail; "few": the data set's few-shot classes
+    tail_weight: float = 1.0  # factor of the tail's loss; 2 in the authors' code
+    over: Literal["batch", "members"] = (
+        "batch"  # divide by the batch, or each group by its own size (SSE-SAM's copy)
+    )
+    where: ClassVar = "weights"
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+
+    def check(self, counts: Tensor, few: Tensor) -> None:
+        """Raise ValueError where eta leaves no tail."""
+        check_split(counts, few, self.eta)
+
+    def terms(self, at: Context) -> list[Term]:
+        """The head at w, the tail at w + e."""
+        tail = tail_classes(at.counts, at.few, self.eta)[at.y].to(at.ones)
+        climb = l2_ball(radius_at(self.rho, at))
+        return [
+            Term("head", 1 - tail, over=self.over),
+            Term("tail", self.tail_weight * tail, climb, over=self.over),
+        ]

@@ -1,0 +1,224 @@
+"""Passes over the data of one step: what a closure returned, which rows it ran, which noise, on which process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .terms import Losses, Part, Term, Weighted
+
+
+def call(losses: Losses, rows: Tensor | None, expected: int) -> tuple[Tensor, Tensor, Any]:
+    """One forward pass: values `[B]`, masses `[B]` and whatever else the closure returned.
+
+    Raises:
+        ValueError: for a loss that is not per sample.
+    """
+    if takes_rows(losses):
+        out = losses(rows=slice(None) if rows is None else rows)
+    else:
+        out = losses()
+    seen = None
+    if isinstance(out, tuple) and not isinstance(out, Weighted):
+        out, seen = out
+    values, masses = out if isinstance(out, Weighted) else (out, None)
+    if values.ndim != 1:
+        raise ValueError(
+            f"the closure returned a loss of shape {list(values.shape)}, and one loss per sample, [B], is needed: "
+            'F.cross_entropy(model(x), y, reduction="none")'
+        )
+    if len(values) != expected:
+        raise ValueError(f"the closure returned {len(values)} losses for {expected} labels")
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    masses = torch.ones_like(values) if masses is None else masses.to(values.dtype)
+    return values, masses.detach(), seen
+
+
+def takes_rows(losses: Losses) -> bool:
+    """Whether the closure can run some rows of its batch: it has a parameter `rows`."""
+    return "rows" in inspect.signature(losses).parameters
+
+
+def coefficients(term: Term, masses: Tensor) -> Tensor:
+    """`a_i m_i`, `[B]`: the share of each sample before the division."""
+    return term.weight.to(masses.device, masses.dtype, non_blocking=True) * masses
+
+
+def members(term: Term) -> Tensor:
+    """Indices of the samples that are in a term."""
+    return (term.weight != 0).nonzero().squeeze(1)
+
+
+# -- which rows ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Look:
+    """A pass over rows of one part, and what it saw from w."""
+
+    losses: Losses
+    terms: dict[str, Term]
+    part: int
+    rows: Tensor | None = None  # the rows of the part that it runs; None: all of them
+    values: Tensor | None = None  # [B] at w
+    masses: Tensor | None = None  # [B]
+
+    def run(self) -> Any:
+        """Look from w."""
+        expected = len(next(iter(self.terms.values())).weight)
+        self.values, self.masses, seen = call(self.losses, self.rows, expected)
+        return seen
+
+
+def looks_of(parts: Sequence[Part], apart: bool) -> list[Look]:
+    """A look per part; or a look per term, at its members only, where that is exact.
+
+    It is exact where rows are treated `apart`, the closure can run some of them, and every sample is in one term.
+    """
+    looks = []
+    for i, (losses, terms) in enumerate(parts):
+        whole = Look(losses, {t.name: t for t in terms}, i)
+        shared = torch.stack([t.weight != 0 for t in terms]).sum(0)
+        if len(terms) > 1 and apart and takes_rows(losses) and bool((shared == 1).all()):
+            for t in terms:
+                rows = members(t)
+                looks.append(Look(losses, {t.name: replace(t, weight=t.weight[rows])}, i, rows))
+        else:
+            looks.append(whole)
+    return looks
+
+
+def seen_whole(looks: Sequence[Look], seen: Sequence[Any]) -> list[Any]:
+    """What the closures returned beside their losses, a part each, with the rows back in the part's order."""
+    whole: dict[int, Any] = {}
+    for look, s in zip(looks, seen, strict=True):
+        if look.rows is None or not isinstance(s, Tensor):
+            whole.setdefault(look.part, s)
+        else:
+            pieces = whole.setdefault(look.part, [])
+            pieces.append((look.rows, s))
+    return [
+        torch.cat([s for _, s in v])[torch.cat([r for r, _ in v]).argsort()]
+        if isinstance(v, list) and v
+        else v
+        for v in whole.values()
+    ]
+
+
+COUPLED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+NOISY = ("DropPath", "StochasticDepth")
+
+
+def treats_rows_apart(model: nn.Module) -> bool:
+    """Whether some rows alone get what they get among all: no BatchNorm and no noise in training mode."""
+    return not any(
+        m.training and (isinstance(m, COUPLED) or type(m).__name__ in NOISY) for m in model.modules()
+    )
+
+
+# -- which noise ---------------------------------------------------------------------------------
+
+
+def noise_state(device: torch.device) -> list[Tensor]:
+    """The state of the generators that a forward pass on this device draws from."""
+    host = [torch.get_rng_state()]
+    return host if device.type == "cpu" else [*host, torch.get_device_module(device).get_rng_state(device)]
+
+
+def set_noise(states: Sequence[Tensor], device: torch.device) -> None:
+    """Put the generators into a state."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def same_noise(states: Sequence[Tensor] | None, device: torch.device) -> Iterator[None]:
+    """Inside, draws repeat from `states`; afterwards the generators are as they were. None: fresh draws."""
+    if states is None:
+        yield
+        return
+    now = noise_state(device)
+    set_noise(states, device)
+    try:
+        yield
+    finally:
+        set_noise(now, device)
+
+
+# -- which processes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share this step: one, unless the model is a DistributedDataParallel."""
+
+    model: nn.Module
+
+    @property
+    def group(self) -> Any:
+        """The process group, or None."""
+        return self.model.process_group if isinstance(self.model, DistributedDataParallel) else None
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return dist.get_world_size(self.group) if self.group is not None else 1
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def add_all(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sums over the processes of several tensors, as one flat buffer."""
+        if self.count == 1 or not tensors:
+            return tensors
+        flat = self.add(torch.cat([t.reshape(-1) for t in tensors]))
+        pieces = flat.split([t.numel() for t in tensors])
+        return [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """The rows of every process, one below the other; processes may hold different numbers of rows."""
+        if self.count == 1:
+            return tensor
+        sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device), group=self.group)
+        padded = tensor.new_zeros(max(int(n) for n in sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        rows = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(rows, padded, group=self.group)
+        return torch.cat([r[: int(n)] for r, n in zip(rows, sizes, strict=True)])
+
+    def quiet(self, last: bool) -> AbstractContextManager[Any]:
+        """Only the last pass of a step lets DistributedDataParallel reduce; the others stay local."""
+        if self.group is not None and not last:
+            return self.model.no_sync()  # type: ignore[union-attr,operator]
+        return nullcontext()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Refuses closures that go around the DistributedDataParallel wrapper: nothing would be reduced."""
+        if self.group is None:
+            yield
+            return
+        calls: list[int] = []
+        handle = self.model.register_forward_pre_hook(lambda *_: calls.append(1))
+        try:
+            yield
+        finally:
+            handle.remove()
+        if not calls:
+            raise ValueError(
+                "the closure did not call the DistributedDataParallel model itself, so its gradients would not "
+                "be reduced: call the wrapped model in the closure, not `model.module`"
+            )

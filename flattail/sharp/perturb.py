@@ -1,0 +1,163 @@
+"""Moving weights: where a climb goes (balls), and the verbs `displaced`, `recorded`, `answering` that look from there.
+
+max_{||e|| <= r} L(w + e)  ~  L(w + r g/||g||),   g = grad L(w)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Tensors = Sequence[Tensor]
+Climb = Callable[[Tensors, Tensors], list[Tensor]]  # (weights, own slope) -> displacement
+Length = Callable[[Tensor, Tensor, int], Tensor]  # (||w||, ||g||, number of scalars) -> ||e||
+
+TINY = 1e-12
+
+
+def norm(tensors: Tensors) -> Tensor:
+    """The L2 norm over the concatenation of all tensors: a scalar, never below their own precision."""
+    return torch.nn.utils.get_total_norm(tensors)
+
+
+# -- balls: how far a term climbs, along what ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Radial:
+    """A climb along the term's own slope: e = length(||w||, ||g||, k) g / (||g|| + 1e-12).
+
+    Being a function of norms alone, it also works for all groups of a grouped term at once, from a vector
+    of slope norms `[G]` (the Gram form of a linear head needs no gradient per class).
+    """
+
+    length: Length
+    per_tensor: bool = False  # each tensor by its own norm and direction, instead of one global norm
+    cap: float = float("inf")  # ||e|| is at most this multiple of ||w||
+
+    def scales(self, weight: Tensor, slopes: Tensor, size: int) -> Tensor:
+        """The factor of each slope: `[T]` or `[T, G]` for slope norms of T tensors (and G groups)."""
+        total = slopes if self.per_tensor else slopes.norm(dim=0, keepdim=True).expand_as(slopes)
+        length = self.length(weight, total, size)
+        reach = length.norm(dim=0) if self.per_tensor else length[0]
+        kept = torch.clamp(self.cap * weight / (reach + TINY), max=1.0) if self.cap < float("inf") else 1.0
+        return kept * length / (total + TINY)
+
+    def __call__(self, weights: Tensors, slope: Tensors) -> list[Tensor]:
+        """The displacement, made in place of the slope: a climb costs no copy of the weights."""
+        size = sum(w.numel() for w in weights)
+        norms = torch.stack([g.norm() for g in slope]) if self.per_tensor else norm(slope)[None]
+        scales = self.scales(norm(weights), norms, size)
+        for g, s in zip(slope, scales.expand(len(slope)), strict=True) if self.per_tensor else ():
+            g.mul_(s)
+        if not self.per_tensor:
+            torch._foreach_mul_(slope, scales[0])
+        return list(slope)
+
+    def of_group(self, group: int) -> Radial:
+        """The same climb for one group of a grouped term."""
+        return Radial(lambda w, g, k: self._one(w, g, k, group), self.per_tensor, self.cap)
+
+    def _one(self, weight: Tensor, slopes: Tensor, size: int, group: int) -> Tensor:
+        return torch.stack([self.length(weight, g, size)[group] for g in slopes])
+
+
+def l2_ball(rho: float) -> Radial:
+    """The ball of SAM: ||e|| <= rho (Foret et al., ICLR 2021, eq. 2)."""
+    return Radial(lambda w, g, k: torch.full_like(g, rho))
+
+
+def adaptive_ball(rho: float, *, floor: float = 0.01) -> Climb:
+    """The ball of ASAM, stretched by T = |w| + floor: e = rho T^2 g / ||T g|| (Kwon et al., ICML 2021, eq. 6)."""
+
+    def climb(weights: Tensors, slope: Tensors) -> list[Tensor]:
+        stretch = torch._foreach_abs(weights)
+        torch._foreach_add_(stretch, floor)
+        torch._foreach_mul_(slope, stretch)
+        scale = rho / (norm(slope) + TINY)
+        torch._foreach_mul_(slope, stretch)
+        torch._foreach_mul_(slope, scale)
+        return list(slope)
+
+    return climb
+
+
+# -- verbs: looking from there ------------------------------------------------------------------
+
+
+@contextmanager
+def displaced(weights: Tensors, moves: Tensors) -> Iterator[None]:
+    """The weights are at `w + move` inside, and bit for bit, in the same storage, at `w` afterwards."""
+    kept = [w.detach().clone() for w in weights]
+    try:
+        with torch.no_grad():
+            torch._foreach_add_(list(weights), list(moves))
+        del moves
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(weights), kept)
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def kept_buffers(modules: Sequence[nn.Module], keep: bool = True) -> Iterator[None]:
+    """BatchNorm statistics and counters are afterwards what they were before, bit for bit."""
+    buffers = [b for m in modules for b in m.buffers()] if keep else []
+    kept = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, k in zip(buffers, kept, strict=True):
+                b.copy_(k)
+
+
+@contextmanager
+def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Every (input, output) of the module's calls inside, in order."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def answering(module: nn.Module, answer: Tensor) -> Iterator[None]:
+    """The module does no work inside: it answers with a stored tensor, graph and all."""
+    state = module.__dict__
+    kept = {name: state.get(name) for name in ("forward", "_compiled_call_impl") if name in state}
+    state["forward"] = lambda *_, **__: answer
+    state["_compiled_call_impl"] = None
+    try:
+        yield
+    finally:
+        for name in ("forward", "_compiled_call_impl"):
+            state.pop(name, None)
+        state.update(kept)
+
+
+def routed(head: nn.Module, z: Tensor, groups: Tensor, moves: dict[int, dict[str, Tensor]]) -> Tensor:
+    """Logits `[B, C]` of a head that sees sample i from where its own group `groups[i]` has climbed to.
+
+    `moves` holds a displacement per parameter name for each displaced group; other samples see the head at w.
+    Gradients flow to the head's parameters and to `z`; the displacements are constants.
+    """
+    params = dict(head.named_parameters())
+    pieces, order = [], []
+    for group, move in moves.items():
+        rows = (groups == group).nonzero().squeeze(1)
+        order.append(rows)
+        moved = {name: p + move[name] if name in move else p for name, p in params.items()}
+        pieces.append(torch.func.functional_call(head, moved, (z[rows],)))
+    rest = ~torch.isin(groups, torch.tensor(list(moves), device=groups.device))
+    order.append(rest.nonzero().squeeze(1))
+    pieces.append(head(z[order[-1]]))
+    return torch.cat(pieces)[torch.cat(order).argsort()]

@@ -1,0 +1,113 @@
+"""Is the method doing anything? What a SharpnessAware saw so far, kept on the device until someone asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .engine import Outcome
+
+SMALLEST, LARGEST = (
+    1e-4,
+    0.5,
+)  # of ||e||/||w||: below, the perturbation is vacuous; above, it is no neighbourhood
+
+
+@dataclass(frozen=True)
+class TermReport:
+    """A term over all steps so far."""
+
+    radius: float  # mean ||e||/||w|| where it climbed
+    radii: list[
+        float
+    ]  # the same per group of a grouped term, NaN for a group that never was in a batch; else [radius]
+    gap: float  # mean L(w + e) - L(w)
+    active: float  # share of steps in which it moved
+
+
+class Report:
+    """Sums over steps, of radius, gap and activity by term and of cosines; printed, it says what they mean."""
+
+    def __init__(self, method: str = "") -> None:
+        self.method = method
+        self.steps = 0
+        self._sums: dict[str, list[Tensor]] = {}  # term -> radius [G], seen [G], gap, active
+        self._cosines: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, out: Outcome) -> None:
+        """Take in a step, without waiting for the device."""
+        self.steps += 1
+        for name, radius in out.radii.items():
+            radius = radius.reshape(-1)
+            there = torch.isfinite(radius)
+            zero = radius.new_zeros(())
+            moved = torch.where(there, radius, zero)
+            new = [
+                moved,
+                there.to(radius.dtype),
+                torch.nan_to_num(out.gaps[name]),
+                (moved > 0).any().to(radius.dtype),
+            ]
+            old = self._sums.get(name)
+            self._sums[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+        for pair, cosine in out.cosines.items():
+            total, n = self._cosines.get(pair, (0.0, 0))
+            self._cosines[pair] = (total + cosine, n + 1)
+
+    @property
+    def terms(self) -> dict[str, TermReport]:
+        """Every term that ever climbed."""
+        rows = {}
+        for name, (radius, seen, gap, active) in self._sums.items():
+            radii = (radius / seen).tolist()
+            moved = float(radius.sum() / seen.sum().clamp(min=1))
+            rows[name] = TermReport(
+                moved, radii, float(gap / active.clamp(min=1)), float(active) / self.steps
+            )
+        return rows
+
+    @property
+    def cosines(self) -> dict[str, float]:
+        """The mean cosine between the gradients of two terms at w."""
+        return {pair: float(total) / n for pair, (total, n) in self._cosines.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should look into."""
+        rows = self.terms
+        said = []
+        if self.steps and not any(r.active > 0 for r in rows.values()) and self.method != "ERM":
+            said.append(
+                f"{self.method} never moved the weights in {self.steps} steps: it trained as plain ERM"
+            )
+        for name, row in rows.items():
+            if 0 < row.radius < SMALLEST:
+                said.append(
+                    f"perturbation vacuous: '{name}' moves the weights by {row.radius:.1e} of their norm"
+                )
+            if row.radius > LARGEST:
+                said.append(
+                    f"'{name}' moves the weights by {row.radius:.2f} of their norm: no neighbourhood any more"
+                )
+        return said
+
+    def row(self) -> dict[str, Any]:
+        """The report as plain values, for a log."""
+        return {
+            n: {"gap": r.gap, "radius": r.radius, "active": r.active}
+            | ({"radii": r.radii} if len(r.radii) > 1 else {})
+            for n, r in self.terms.items()
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.method}, {self.steps} steps"]
+        lines += [
+            f"  {n}: |e|/|w| {r.radius:.2e}, gap {r.gap:+.4g}, active in {100 * r.active:.0f} % of steps"
+            for n, r in self.terms.items()
+        ]
+        lines += [f"  cosine {pair}: {c:+.3f}" for pair, c in self.cosines.items()]
+        return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])

@@ -1,0 +1,97 @@
+"""The vocabulary: a method is a function from labels to terms, and a term is who is in it and from where one looks.
+
+minimise  sum_k  max_{e in N_k(w)} L_k(w + e),    L_k(w) = sum_i a_ki m_i loss_i(w) / sum_i m_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .perturb import Climb
+
+
+class Weighted(NamedTuple):
+    """Per-sample losses and the mass of each in the mean: the objective is `sum(masses * values) / sum(masses)`."""
+
+    values: Tensor  # [B]
+    masses: Tensor  # [B]
+
+
+Losses = Callable[..., Any]  # one forward pass -> [B] | Weighted | (either, anything); may take `rows`
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the objective: who is in it, and from where it is looked at."""
+
+    name: str  # "head", "class": appears in logs and reports
+    weight: Tensor  # [B]
+    climb: Climb | None = None  # None: at w itself
+    over: Literal["batch", "members", "groups"] = (
+        "batch"  # what divides the sum: the mass of the step; that of the
+    )
+    # members (of each group, whose means are then added); the same and the number of groups present
+    by: Tensor | None = None  # [B] int64; samples of one group climb together, apart from other groups
+    groups: int = 1  # how many groups `by` can name
+    losses: Losses | None = None  # a closure of the term's own for the displaced pass
+
+
+class Part(NamedTuple):
+    """A (micro-)batch of the step."""
+
+    losses: Losses
+    terms: Sequence[Term]
+
+
+class Context:
+    """All that a method may look at. Reading what was not given says how to give it."""
+
+    y: Tensor  # [B] int64
+    counts: Tensor  # [C] training samples per class
+    few: Tensor  # [C] bool, the classes that `eta="few"` means
+    progress: float  # share of training done, in [0, 1)
+    step: int  # steps taken
+    hard: Losses  # the losses under hard labels, where the closure mixes two
+
+    def __init__(self, y: Tensor, **given: Any) -> None:
+        self.y = y
+        self.__dict__.update({name: value for name, value in given.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        remedies = {
+            "counts": "SharpnessAware(model, method, counts)",
+            "few": "SharpnessAware(model, method, counts)",
+            "progress": "backward(losses, y, progress=step / total)",
+            "step": "backward(losses, y, step=step)",
+            "hard": "backward(losses, y, hard=closure_with_hard_labels)",
+        }
+        if name in remedies:
+            raise ValueError(f"this method needs `{name}`, which was not given: write {remedies[name]}")
+        raise AttributeError(name)
+
+    @property
+    def ones(self) -> Tensor:
+        """`[B]` ones: everybody."""
+        return torch.ones(self.y.shape, device=self.y.device)
+
+
+class Method(Protocol):
+    """Hyperparameters in, terms out.
+
+    Two more members are optional: `check(counts, few)`, which raises ValueError for class counts that make the
+    method meaningless, and `only`, a pattern on the names of the parameters that it displaces.
+    """
+
+    @property
+    def where(self) -> Literal["weights", "head"]:
+        """What is displaced."""
+        ...
+
+    def terms(self, at: Context) -> list[Term]:
+        """The objective of this batch."""
+        ...
