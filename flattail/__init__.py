@@ -10,10 +10,12 @@ HOMES = {
         "SharpnessAware", "ERM", "SAM", "ASAM", "ImbSAM", "SSESAM", "FocalSAM", "CCSAM", "Window", "Every",
         "Steps", "Linear", "Term", "Weighted", "METHODS",
     ],
+    "flattail.losses": ["CE", "Focal", "LDAM", "VS", "LA", "LOSSES"],
     "flattail.models": ["Split", "MODELS"],
     "flattail.data": ["LongTail", "DATASETS", "SAMPLERS"],
-    "flattail.recipe": ["Recipe", "Stage", "run"],
-    "flattail.train": ["fit"],
+    "flattail.recipe": ["Recipe", "read", "write"],
+    "flattail.experiment": ["run"],
+    "flattail.train": ["Stage", "fit"],
     "flattail.evaluate": ["evaluate", "Scores"],
 }  # fmt: skip
 NAMES = {name: home for home, names in HOMES.items() for name in names}
@@ -21,9 +23,10 @@ NAMES = {name: home for home, names in HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import flattail` alone imports no torch."""
-    if name in NAMES:
-        return getattr(import_module(NAMES[name]), name)
-    losses = import_module("flattail.losses") if not name.startswith("_") else None
-    if losses is not None and name in losses.__all__:
-        return getattr(losses, name)
-    raise AttributeError(f"module 'flattail' has no attribute {name!r}")
+    if name not in NAMES:
+        raise AttributeError(f"module 'flattail' has no attribute {name!r}")
+    return getattr(import_module(NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *NAMES])

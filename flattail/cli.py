@@ -1,0 +1,225 @@
+"""The command line: list · show · train · evaluate · report. It imports torch only when there is work to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="flattail",
+    help="Flat minima for the tail: sharpness-aware training and analysis for long-tailed recognition.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[Path, typer.Option(help="Folder of the data sets.", envvar="FLATTAIL_DATA")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the best there is.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run directories.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a value: stages.0.method.rho=0.1 (repeatable).")]
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """A user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError, ImportError) as error:
+        full = getattr(error, "errno", None) == 28
+        text = f"the disk is full, and what was written before is whole: {error}" if full else str(error)
+        typer.secho(f"flattail: {text}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, losses, data, models, samplers or recipes.")] = None,
+) -> None:
+    """What there is to choose from, with every field, default and meaning."""
+    with mistakes_told():
+        from rich.console import Console
+        from rich.table import Table
+
+        from . import catalogue
+
+        kinds = [*catalogue.TABLES, "recipes"]
+        if kind is not None and kind not in kinds:
+            raise ValueError(f"there is no list of {kind!r}: choose one of {', '.join(kinds)}")
+        console = Console()
+        for each in [kind] if kind else kinds:
+            table = Table(title=each, title_justify="left", box=None, padding=(0, 2, 0, 0), title_style="bold")
+            if each == "recipes":
+                for column in ("recipe", "what", "accuracy, published or measured"):
+                    table.add_column(column)
+                for line in catalogue.recipes():
+                    table.add_row(line.label, line.title, line.expect)
+            else:
+                table.add_column("name", style="bold")
+                table.add_column("what" if kind is None else "what, and its fields")
+                for entry in catalogue.entries(each):
+                    table.add_row(entry.name, entry.sentence)
+                    for f in entry.fields if kind else ():
+                        value = f" = {f.default}" if f.default else ""
+                        table.add_row("", f"  [cyan]{f.name}[/cyan]{value}  [dim]{f.comment}[/dim]")
+            console.print(table)
+            console.print()
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flattail.")],
+    set_: Sets = None,
+    root: Root = Path("data"),
+) -> None:
+    """The recipe with all defaults, the class counts, and the passes and terms of one real step."""
+    with mistakes_told():
+        from rich.console import Console
+        from rich.syntax import Syntax
+        from rich.table import Table
+
+        from .experiment import load, probe
+        from .recipe import found, read, write
+
+        console = Console()
+        (path, *more) = found([recipe])
+        if more:
+            raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: show one of them")
+        value = read(path, set_ or ())
+        console.print(Syntax(write(value), "yaml", background_color="default"))
+        data = load(value, root, 0)
+        console.print(f"[bold]{data.title}[/bold], fingerprint {data.fingerprint}")
+        groups = ", ".join(f"{name} {int(mask.sum())}" for name, mask in data.group().items())
+        counts = data.counts.tolist()
+        some = counts if len(counts) <= 20 else [*counts[:8], "...", *counts[-8:]]
+        console.print(f"{data.classes} classes ({groups}), {sum(counts)} images: {' '.join(map(str, some))}\n")
+        for p in probe(value, data):
+            table = Table("term", "members", "mass", "‖e‖/‖w‖", "objective", box=None, padding=(0, 2, 0, 0))
+            for name, members, mass, radius, objective in p.rows:
+                table.add_row(name, str(members), f"{mass:g}", radius, f"{objective:.4f}")
+            console.print(
+                f"stage {p.stage}, {p.method}: {p.forwards} forward and {p.backwards} backward passes a step; "
+                f"one batch at its start, loss {p.loss:.4f}"
+            )
+            console.print(table)
+            console.print()
+
+
+@app.command()
+def train(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files, folders of them, or names of shipped ones.")],
+    set_: Sets = None,
+    seeds: Annotated[str, typer.Option(help="0, 0-2 or 0,3,7.")] = "0",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    out: Out = Path("runs"),
+    device: Device = None,
+    root: Root = Path("data"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with interrupted runs.")] = False,
+) -> None:
+    """Train recipes; finished runs are left alone, so the same command completes a table."""
+    with mistakes_told():
+        from .jobs import run_all
+        from .recipe import found, label, read
+
+        paths = found(recipes)
+        values = {label(path): read(path, set_ or ()) for path in paths}
+        folders = run_all(values, numbers(seeds), jobs=jobs, out=out, device=device, root=root, resume=resume)
+        if folders:
+            print_table(folders)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    views: Annotated[str | None, typer.Option(help="one or flip: look at the test images again.")] = None,
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Every score of a run, anew from its logits; with --views from its weights and the test images."""
+    with mistakes_told():
+        from rich.console import Console
+        from rich.table import Table
+
+        from .experiment import scored
+        from .runs import read
+
+        if views not in (None, "one", "flip"):
+            raise ValueError(f"--views is one or flip, not {views}")
+        scores, done = scored(run, views=views, root=root, device=device), read(run)
+        console = Console()
+        table = Table("score", "value", box=None, padding=(0, 2, 0, 0))
+        for name in ("all", "balanced", "worst", "gmean", "ece"):
+            table.add_row(name, f"{100 * getattr(scores, name):.2f} %")
+        table.add_row("nll", f"{scores.nll:.4f}")
+        for name, value in scores.groups.items():
+            table.add_row(f"{name} ({scores.sizes[name]} classes)", f"{100 * value:.2f} %")
+        console.print(table)
+        if len(scores.per_class) <= 20 and done.scores is not None:
+            classes = Table("class", "train images", "accuracy", box=None, padding=(0, 2, 0, 0))
+            for name, n, value in zip(
+                done.scores["names"], done.scores["counts"], scores.per_class.tolist(), strict=True
+            ):
+                classes.add_row(name, str(n), f"{100 * value:.1f} %")
+            console.print(classes)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """One HTML page that needs nothing else: tables, curves, classes, sharpness."""
+    with mistakes_told():
+        from .report import build
+        from .runs import find
+
+        found = find(runs)
+        if not found:
+            raise ValueError(f"no run directory lies at or below {', '.join(map(str, runs))}")
+        print_table([r.path for r in found])
+        typer.echo(f"report: {build(found, out).resolve()}")
+
+
+def numbers(text: str) -> list[int]:
+    """Seeds: `0`, `0-2`, `0,3,7`."""
+    seeds: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--seeds {text}: write 0, 0-2 or 0,3,7")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def print_table(folders: list[Path]) -> None:
+    """Mean ± sd over seeds of many, medium, few and all, by data set."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .report import summary
+    from .report.tables import by_data, notes, warnings
+    from .runs import read
+
+    console = Console()
+    rows = summary([read(f, root=f.parent.parent.parent) for f in folders])
+    columns: list[tuple[str, Callable[[Any], str]]] = [
+        (name, lambda row, name=name: str(row.columns[name])) for name in ("many", "medium", "few", "all")
+    ]
+    for data, mine in by_data(rows).items():
+        sizes = mine[0].sizes or {}
+        heads = [f"{n} ({sizes[n]})" if n in sizes else n for n, _ in columns]
+        table = Table("method", *heads, "n", title=data, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for row in mine:
+            table.add_row(row.name, *(pick(row) for _, pick in columns), str(row.n))
+        console.print(table)
+        for said in [*notes(mine), *warnings(mine)]:
+            console.print(f"[dim]{said}[/dim]")
+        console.print()
+
+
+if __name__ == "__main__":
+    app()

@@ -63,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_logits(run: Path, logits: np.ndarray, y: np.ndarray) -> None:
     """Write `logits.npz` of a run directory: logits [N, C] as float32, y [N] as int64."""
     with replacing(run / LOGITS) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, logits=logits.astype(np.float32), y=y.astype(np.int64))
+        np.savez(file, logits=logits.astype(np.float32), y=y.astype(np.int64))
 
 
 def create(out: Path, label: str, seed: int, *, recipe: str) -> Path:

@@ -7,7 +7,6 @@ becomes depends on its pixels and its seed, not on its neighbours in the batch, 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import atan, degrees
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,7 @@ class Crop:
         """Images [B, ch, H, W] to images of the same size."""
         h, w = x.shape[-2:]
         top, left = (uniform(seeds, 2, salt=1) * (2 * self.pad + 1)).long().to(x.device).unbind(1)
-        windows = (
-            F.pad(x, [self.pad] * 4).unfold(2, h, 1).unfold(3, w, 1)
-        )  # [B, ch, 2p+1, 2p+1, H, W], a view
+        windows = F.pad(x, [self.pad] * 4).unfold(2, h, 1).unfold(3, w, 1)  # [B, ch, 2p+1, 2p+1, H, W], a view
         return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
@@ -71,22 +68,21 @@ class AutoAugment:
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
         if x.dtype != torch.uint8:
-            raise ValueError(
-                f"autoaugment works on uint8 images, these are {x.dtype}: place it before any that is not"
-            )
+            raise ValueError(f"autoaugment works on uint8 images, these are {x.dtype}: place it first")
+        operation, p, magnitude, signed = policy(*x.shape[-2:])  # [25, 2] each
         u = uniform(seeds, 5, salt=4)
-        chosen = (u[:, 0] * 25).long().tolist()
+        chosen = (u[:, 0] * len(p)).long()
+        negative = signed[chosen] & (u[:, 3:] < 0.5)
+        magnitudes = torch.where(negative, -magnitude[chosen], magnitude[chosen])  # [B, 2]
+        drawn = torch.where(u[:, 1:3] <= p[chosen], operation[chosen], -1)  # [B, 2]
         x = x.clone()
         for turn in (0, 1):
-            groups: dict[tuple[str, float], list[int]] = {}
-            for i, sub in enumerate(chosen):
-                name, p, magnitude, signed = policy(x.shape[-2], x.shape[-1])[sub][turn]
-                if u[i, 1 + turn] <= p:
-                    sign = -1 if signed and u[i, 3 + turn] < 0.5 else 1
-                    groups.setdefault((name, sign * magnitude), []).append(i)
-            for (name, magnitude), members in groups.items():
-                rows = torch.tensor(members).to(x.device, non_blocking=True)
-                x[rows] = OPERATIONS[name](x[rows], magnitude)
+            for k in drawn[:, turn].unique().tolist():
+                if k >= 0:
+                    rows = (drawn[:, turn] == k).nonzero()[:, 0]
+                    m = magnitudes[rows, turn].to(x.device, non_blocking=True)
+                    rows = rows.to(x.device, non_blocking=True)
+                    x[rows] = OPERATIONS[NAMES[k]](x[rows], m[:, None, None, None])
         return x
 
 
@@ -94,35 +90,67 @@ AUGMENTS = {"crop": Crop, "flip": Flip, "autoaugment": AutoAugment, "cutout": Cu
 
 
 @cache
-def policy(height: int, width: int) -> list[list[tuple[str, float, float, bool]]]:
-    """The 25 sub-policies as torchvision has them: twice (name, probability, magnitude, signed)."""
+def policy(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Operation (its place in `NAMES`), probability, magnitude and signed [25, 2], as torchvision has them."""
     published = Published(AutoAugmentPolicy.CIFAR10)
     space = published._augmentation_space(10, (height, width))
-    return [
-        [(name, p, float(space[name][0][m]) if m is not None else 0.0, space[name][1]) for name, p, m in sub]
+    rows = [
+        [
+            (NAMES.index(name), p, float(space[name][0][m]) if m is not None else 0.0, space[name][1])
+            for name, p, m in sub
+        ]
         for sub in published.policies
     ]
+    table = torch.tensor(rows, dtype=torch.float64)  # [25, 2, 4]
+    return table[..., 0].long(), table[..., 1].float(), table[..., 2].float(), table[..., 3].bool()
 
 
-def affine(x: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Images moved by pixels, or sheared about their upper left corner as in the paper; black comes in."""
-    slant = [degrees(atan(s)) for s in shear]
-    return T.affine(x, 0.0, list(shift), 1.0, slant, center=[0, 0] if any(shear) else None)
+def moved(x: Tensor, dx: Tensor | float, dy: Tensor | float) -> Tensor:
+    """Images whose pixel (row, column) is taken ``dy`` below and ``dx`` to the right of it; black comes in.
+
+    Both are [b, 1, H, W] or broadcast to it, and are rounded to the nearest pixel.
+    """
+    h, w = x.shape[-2:]
+    down, right = torch.arange(h, device=x.device)[:, None] + dy, torch.arange(w, device=x.device) + dx
+    down, right = torch.broadcast_tensors(down.round().long(), right.round().long())  # [b, 1, H, W]
+    inside = (down >= 0) & (down < h) & (right >= 0) & (right < w)
+    at = (down.clamp(0, h - 1) * w + right.clamp(0, w - 1)).flatten(2).expand(-1, x.shape[1], -1)
+    return x.flatten(2).gather(2, at).view_as(x) * inside
 
 
-OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "ShearX": lambda x, m: affine(x, shear=(m, 0.0)),
-    "ShearY": lambda x, m: affine(x, shear=(0.0, m)),
-    "TranslateX": lambda x, m: affine(x, shift=(int(m), 0)),
-    "TranslateY": lambda x, m: affine(x, shift=(0, int(m))),
-    "Rotate": lambda x, m: T.rotate(x, m),
-    "Brightness": lambda x, m: T.adjust_brightness(x, 1 + m),
-    "Color": lambda x, m: T.adjust_saturation(x, 1 + m),
-    "Contrast": lambda x, m: T.adjust_contrast(x, 1 + m),
-    "Sharpness": lambda x, m: T.adjust_sharpness(x, 1 + m),
-    "Posterize": lambda x, m: T.posterize(x, int(m)),
-    "Solarize": lambda x, m: T.solarize(x, m),
+def middles(n: int, x: Tensor) -> Tensor:
+    """The middles of the pixels of a side, from its beginning."""
+    return torch.arange(n, device=x.device) + 0.5
+
+
+def turned(x: Tensor, degrees: Tensor) -> Tensor:
+    """Images [b, ch, H, W] rotated about their centres, counter-clockwise."""
+    h, w = x.shape[-2:]
+    down, right = middles(h, x)[:, None] - h / 2, middles(w, x) - w / 2
+    cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
+    return moved(x, (cos - 1) * right - sin * down, sin * right + (cos - 1) * down)
+
+
+def blended(x: Tensor, plain: Tensor, m: Tensor) -> Tensor:
+    """Away from a plain version of the images for m > 0, towards it for m < 0."""
+    return (x * (1 + m) - plain * m).clamp_(0, 255).to(torch.uint8)
+
+
+# Images [b, ch, H, W] (uint8) and magnitudes [b, 1, 1, 1]; what is plain is torchvision's image at factor 0.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ShearX": lambda x, m: moved(x, m * middles(x.shape[-2], x)[:, None], 0.0),
+    "ShearY": lambda x, m: moved(x, 0.0, m * middles(x.shape[-1], x)),
+    "TranslateX": lambda x, m: moved(x, -m.trunc(), 0.0),
+    "TranslateY": lambda x, m: moved(x, 0.0, -m.trunc()),
+    "Rotate": turned,
+    "Brightness": lambda x, m: blended(x, torch.zeros_like(x), m),
+    "Color": lambda x, m: blended(x, T.adjust_saturation(x, 0.0), m),
+    "Contrast": lambda x, m: blended(x, T.adjust_contrast(x, 0.0), m),
+    "Sharpness": lambda x, m: blended(x, T.adjust_sharpness(x, 0.0), m),
+    "Posterize": lambda x, m: x & (256 - 2 ** (8 - m.int())).to(torch.uint8),
+    "Solarize": lambda x, m: torch.where(x >= m, 255 - x, x),
     "AutoContrast": lambda x, m: T.autocontrast(x),
     "Equalize": lambda x, m: T.equalize(x),
     "Invert": lambda x, m: T.invert(x),
 }
+NAMES = list(OPERATIONS)

@@ -20,6 +20,7 @@ from flattail.data.longtail import LongTail, assembled
 from flattail.data.profile import HEAD_3_4_3, STRICT, Shots, factor_of, long_tail, ranks, subset
 
 MIRROR = "FLATTAIL_CIFAR_MIRROR"  # environment variable: the address of a folder that holds the archive
+PATIENCE = 30  # seconds to wait for a silent host
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, 32, 32, 3] and labels [N]
@@ -123,7 +124,7 @@ def archive(source: type[CIFAR10], root: Path) -> Path:
     part = path.with_name(path.name + ".part")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with patience(30):
+        with patience(PATIENCE):
             download_url(url, str(root), part.name, source.tgz_md5)
         part.replace(path)
     except (OSError, RuntimeError, ValueError) as error:
@@ -156,8 +157,7 @@ def from_npz(path: Path, of: CIFAR10LT | CIFAR100LT, classes: int) -> tuple[Imag
     keys = [f"{part}_{what}" for part in ("train", "test") for what in ("images", "labels")]
     found = npz.read(path, [*keys, "train_index"])
     train, test = (
-        (found[f"{part}_images"], found[f"{part}_labels"].reshape(-1).astype(np.int64))
-        for part in ("train", "test")
+        (found[f"{part}_images"], found[f"{part}_labels"].reshape(-1).astype(np.int64)) for part in ("train", "test")
     )
     for part, (x, y) in (("train", train), ("test", test)):
         if x.dtype != np.uint8 or x.shape != (len(y), 32, 32, 3):

@@ -18,16 +18,15 @@ class Folder:
     """Images in one folder per class; the folders' names are the classes, in alphabetical order."""
 
     path: str  # the tree: absolute, or relative to the data root
-    test: float | str = (
-        "test"  # the folder beside train/ to test on, or a share of every class of one single tree
-    )
+    test: float | str = "test"  # the folder beside train/ to test on, or a share of every class of one single tree
     size: int = 224  # side of the square the network sees, in pixels
     shots: Shots = STRICT  # which classes are many, medium and few
 
     def load(self, root: Path) -> LongTail:
         """The images, streamed from disk.
 
-        A share is taken from every class, one image at the least, and stays the same until files are added. FileNotFoundError names the tree that is expected, ValueError a class without images.
+        A share is taken from every class, one image at the least, and stays the same until files are added.
+        FileNotFoundError names the tree that is expected, ValueError a class without images.
         """
         top = Path(root) / self.path
         if isinstance(self.test, str):
@@ -77,9 +76,7 @@ def split(y: Tensor, names: list[str], share: float, top: Path) -> Tensor:
     for c, name in enumerate(names):
         rows = (y == c).nonzero()[:, 0]
         if len(rows) < 2:
-            raise ValueError(
-                f"{top / name} holds one image, which cannot be both trained and tested on: add another"
-            )
+            raise ValueError(f"{top / name} holds one image, which cannot be both trained and tested on: add another")
         shuffled = rows[seeds(address("folder", name), torch.arange(len(rows))).argsort()]
         aside[shuffled[: min(max(round(share * len(rows)), 1), len(rows) - 1)]] = True
     return aside

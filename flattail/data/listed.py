@@ -108,11 +108,9 @@ def from_lists(
     if val and not (root / of.lists / pattern.format(val)).is_file():
         val = None
     halves = {part: listed(of, root, pattern.format(part), stats) for part in ("train", test, val) if part}
-    refuse_missing(
-        [path for half in halves.values() for path in half.paths], root / of.images, type(of).__doc__ or ""
-    )
+    refuse_missing([path for half in halves.values() for path in half.paths], root / of.images, type(of).__doc__ or "")
     train, top = halves["train"], root / of.images
-    relative = [Path(path).relative_to(top).as_posix() for path in train.paths]
+    relative = [path.removeprefix(f"{top}/") for path in train.paths]
     names = [f"class {c}" for c in range(classes)]
     for path, c in zip(relative, train.y.tolist(), strict=True):
         if 0 <= c < classes:
@@ -132,7 +130,7 @@ def listed(of: Listed, root: Path, name: str, stats: Statistics) -> Files:
     """The images of one list; whether they exist is not looked at."""
     paths, y = read_list(root / of.lists / name)
     top = root / of.images
-    return Files([str(top / path) for path in paths], y, of.size, of.jitter, *stats)
+    return Files([f"{top}/{path}" for path in paths], y, of.size, of.jitter, *stats)
 
 
 def read_list(path: Path) -> tuple[list[str], Tensor]:

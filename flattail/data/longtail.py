@@ -33,9 +33,7 @@ class LongTail:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.counts):
-            raise ValueError(
-                f"{self.title}: {len(self.names)} names for {len(self.counts)} classes: give one each"
-            )
+            raise ValueError(f"{self.title}: {len(self.names)} names for {len(self.counts)} classes: give one each")
         for part, half in (("train", self.train), ("test", self.test), ("val", self.val)):
             if half is None:
                 continue
@@ -87,9 +85,7 @@ class LongTail:
             )
         order = seeds(address(seed, "carve"), torch.arange(len(self.train))).argsort()
         order = order[self.train.y[order].argsort(stable=True)]  # by class, shuffled within
-        place = torch.arange(len(order)) - (self.counts.cumsum(0) - self.counts).repeat_interleave(
-            self.counts
-        )
+        place = torch.arange(len(order)) - (self.counts.cumsum(0) - self.counts).repeat_interleave(self.counts)
         out = (self.counts * share).round().long().clamp(min=1).minimum(self.counts - 1)
         gone = place < out.repeat_interleave(self.counts)
         kept = order[~gone].sort().values
@@ -120,9 +116,7 @@ class LongTail:
         torch data set are taken as they are.
         """
         halves = [
-            Tensors(*arrays(half, f"{title}: {part}"), (), ())
-            if isinstance(half, tuple | list)
-            else wrapped(half)
+            Tensors(*arrays(half, f"{title}: {part}"), (), ()) if isinstance(half, tuple | list) else wrapped(half)
             for part, half in (("train", train), ("test", test))
         ]
         first = halves[0]
@@ -144,11 +138,7 @@ def assembled(
 ) -> LongTail:
     """A `LongTail` from its halves; ``kept`` tells this subset from others (default: the labels in order)."""
     classes = len(names) if names else int(train.y.max()) + 1 if len(train) else 0
-    counts = (
-        torch.bincount(train.y.clamp(min=0), minlength=classes)[:classes]
-        if len(train)
-        else torch.zeros(0).long()
-    )
+    counts = torch.bincount(train.y.clamp(min=0), minlength=classes)[:classes] if len(train) else torch.zeros(0).long()
     return LongTail(
         train,
         test,
@@ -170,8 +160,7 @@ def arrays(pair: Any, place: str) -> tuple[Tensor, Tensor]:
         y = y[:, 0]
     if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
-            f"{place} labels are {y.dtype} of shape {list(y.shape)}: "
-            "give one whole number per image, [N] or [N, 1]"
+            f"{place} labels are {y.dtype} of shape {list(y.shape)}: give one whole number per image, [N] or [N, 1]"
         )
     if len(x) != len(y):
         raise ValueError(f"{place}: {len(x)} images but {len(y)} labels: give one label per image")
@@ -181,11 +170,7 @@ def arrays(pair: Any, place: str) -> tuple[Tensor, Tensor]:
         x = x.float()
     if x.ndim == 3:
         x = x[:, None]
-    if (
-        x.ndim == 4
-        and x.shape[-1] in (1, 3)
-        and (x.shape[1] not in (1, 3) or isinstance(pair[0], np.ndarray))
-    ):
+    if x.ndim == 4 and x.shape[-1] in (1, 3) and (x.shape[1] not in (1, 3) or isinstance(pair[0], np.ndarray)):
         x = x.permute(0, 3, 1, 2).contiguous()
     if x.dtype == torch.uint8 and (x.ndim != 4 or x.shape[1] not in (1, 3)):
         raise ValueError(
@@ -198,11 +183,7 @@ def wrapped(dataset: Dataset) -> Wrapped:
     """A torch data set as a half; labels come from ``targets`` or ``labels``, else from one pass over it."""
     n = len(dataset)  # type: ignore[arg-type]
     known = labels_of(dataset)
-    y = (
-        known
-        if known is not None
-        else torch.tensor([int(dataset[i][1]) for i in range(n)], dtype=torch.int64)
-    )
+    y = known if known is not None else torch.tensor([int(dataset[i][1]) for i in range(n)], dtype=torch.int64)
     shape = tuple(as_tensor(dataset[0][0]).shape) if n else (3, 1, 1)
     return Wrapped(dataset, y, (), (), shape, torch.arange(n))
 

@@ -25,7 +25,8 @@ class Npz:
         """The data as they are in the file. FileNotFoundError or ValueError names the file and the key."""
         path = Path(root) / self.file
         parts = ("train", "val", "test")
-        found = read(path, [f"{p}_{k}" for p in ("train", "test") for k in ("images", "labels")])
+        keys = [f"{p}_{k}" for p in parts for k in ("images", "labels")]
+        found = read(path, [key for key in keys if "val" not in key], [*keys, "train_index"])
         pairs = {p: pair(found, p, path) for p in parts if f"{p}_images" in found}
         stats = statistics(pairs["train"][0])
         shapes = {p: list(x.shape[1:]) for p, (x, _) in pairs.items()}
@@ -42,8 +43,8 @@ class Npz:
         )
 
 
-def read(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """All arrays of a `.npz`, ``keys`` among them; no pickled object is ever loaded.
+def read(path: Path, keys: Sequence[str], also: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays ``keys`` of a `.npz`, and ``also`` those that are in it; no pickled object is ever loaded.
 
     FileNotFoundError if there is no such file; ValueError if it is unreadable, cut short or lacks a key.
     """
@@ -51,15 +52,16 @@ def read(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file: put it there, or give its folder as the data root")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            there = list(file.files)
+            found = {key: file[key] for key in {*keys, *also} if key in there}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is not a readable .npz of plain arrays ({type(error).__name__}: {error}): "
             "it may be cut short; copy or download it again"
         ) from error
     if missing := [key for key in keys if key not in found]:
         raise ValueError(
-            f"{path} lacks {', '.join(missing)} (it holds {', '.join(found) or 'nothing'}): "
+            f"{path} lacks {', '.join(missing)} (it holds {', '.join(there) or 'nothing'}): "
             "save it by numpy.savez(file, train_images=…, train_labels=…, test_images=…, test_labels=…)"
         )
     return found
@@ -71,7 +73,5 @@ def pair(found: Mapping[str, np.ndarray], part: str, path: Path) -> tuple[Tensor
         if key not in found:
             raise ValueError(f"{path} lacks {key}: add it, or leave {part}_* out altogether")
     if found[f"{part}_images"].dtype != np.uint8:
-        raise ValueError(
-            f"{path}: {part}_images are {found[f'{part}_images'].dtype}: store them as uint8 (0…255)"
-        )
+        raise ValueError(f"{path}: {part}_images are {found[f'{part}_images'].dtype}: store them as uint8 (0…255)")
     return arrays((found[f"{part}_images"], found[f"{part}_labels"]), f"{path}: {part}")

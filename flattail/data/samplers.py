@@ -44,9 +44,7 @@ class Balanced:
         present = y.unique()
         turns = -(-len(y) // (len(present) * self.per_class))
         classes = torch.rand(turns, len(present), generator=generator).argsort(1)  # [turns, C]
-        each = torch.stack(
-            [cycle((y == c).nonzero()[:, 0], turns * self.per_class, generator) for c in present]
-        )
+        each = torch.stack([cycle((y == c).nonzero()[:, 0], turns * self.per_class, generator) for c in present])
         drawn = each.view(len(present), turns, self.per_class)[classes, torch.arange(turns)[:, None]]
         return batches(drawn.flatten()[: len(y)], batch, drop_last)
 

@@ -1,7 +1,7 @@
 """Halves that stream: images on disk (`Files`) and any torch data set (`Wrapped`), read by workers.
 
-While a sample is read, the global generators are seeded by that sample's own seed, so torchvision's transforms
-draw the same with any number of workers.
+While a sample is read, the global generators are seeded by that sample's own seed, so that torchvision's
+transforms draw the same with any number of workers.
 """
 
 import random
@@ -178,8 +178,7 @@ class _Items(Dataset):
                 return x
             if x.shape != self.shape:
                 return _Broken(
-                    f"sample {row} has shape {list(x.shape)}, others {list(self.shape)}: "
-                    "bring all images to one size"
+                    f"sample {row} has shape {list(x.shape)}, others {list(self.shape)}: bring all images to one size"
                 )
         rows = torch.tensor([row for row, *_ in items], dtype=torch.int64)
         seeds = torch.tensor([seed for _, seed, _ in items], dtype=torch.int64)
@@ -196,9 +195,7 @@ class _Steps:
             yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 
-def _stream(
-    items: _Items, steps: Iterable[Draw], loaders: dict, key: tuple
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _stream(items: _Items, steps: Iterable[Draw], loaders: dict, key: tuple) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows, seeds and images of every step, by a loader that is kept for the next epoch."""
     if key not in loaders:
         *_, workers, kind = key

@@ -77,9 +77,7 @@ def class_counts(row: Row) -> Figure:
         _class_axis(ax, names, order)
         if few_classes:
             for rank, count in enumerate(counts):
-                ax.annotate(
-                    f"{count}", (rank, count), (0, 2), textcoords="offset points", ha="center", fontsize=7.5
-                )
+                ax.annotate(f"{count}", (rank, count), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
         _name_groups(ax, row)
     least, most = int(counts.min()), int(counts.max())
     reading = (
@@ -192,9 +190,9 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
     shared = max(tops) <= 12 * min(tops)
     style: dict[str, str] = {}  # term -> dash, the same in all panels
     for _, paths in found:
-        for name in paths:
-            free = [dash for dash in DASHES if dash not in {style.get(other) for other in paths}]
-            style.setdefault(name, (free or DASHES)[0])
+        for name in paths if len(paths) <= TERMS else ():
+            taken = {style.get(other) for other in paths}
+            style.setdefault(name, next((dash for dash in DASHES if dash not in taken), DASHES[0]))
     panels = []
     for row, paths in found:
         with _panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}") as (ax, done):
@@ -334,9 +332,7 @@ def _gap(term: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda line: line.get("terms", {}).get(term, {}).get("gap")
 
 
-def _band(
-    ax: "Axes", row: Row, rows: Sequence[Row], values: np.ndarray, *, dash: str = "", **line: Any
-) -> None:
+def _band(ax: "Axes", row: Row, rows: Sequence[Row], values: np.ndarray, *, dash: str = "", **line: Any) -> None:
     """Mean over seeds as a line, lowest to highest as a band; values [runs, epochs]."""
     kept = np.isfinite(values).any(axis=0)
     x, values = (np.arange(values.shape[1]) + 1)[kept], values[:, kept]

@@ -56,9 +56,7 @@ def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Pat
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    page = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["mark"] = lambda row, rows: rows.index(row) % len(COLOURS)
     rows = _rows(runs, baseline)
     sections = [_section(data, found) for data, found in by_data(rows).items()]
@@ -159,7 +157,7 @@ def _per_epoch(row: Row) -> float:
 
 def _git(said: Any) -> str | None:
     if isinstance(said, Mapping):
-        return " ".join(str(value) for value in said.values() if value is not None)
+        return " ".join(name if value is True else str(value) for name, value in said.items() if value)
     return said
 
 

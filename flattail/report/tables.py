@@ -181,8 +181,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     said = ["Accuracy in percent on the test set, mean ± sample sd over n seeds; – is for what is not known."]
     if len(rows) > 1:
         said.append(
-            f"Δ: mean difference to {rows[0].name} over common seeds, in points, with its 95 % t interval (two "
-            "pairs or more); marked where the interval leaves out zero, without correction for many rows."
+            f"Δ: mean difference to {rows[0].name} over common seeds, in points, with its 95 % t interval "
+            "(two pairs or more); marked where the interval leaves out zero, without correction for many rows."
         )
     same, differing = [], []
     for what, pick in FACTS.items():

@@ -20,7 +20,6 @@ from .head import head_step
 from .passes import (
     Processes,
     call,
-    coefficients,
     looks_of,
     members,
     noise_state,
@@ -28,6 +27,7 @@ from .passes import (
     seen_whole,
     takes_rows,
     treats_rows_apart,
+    unit_of,
 )
 from .perturb import TINY, Radial, displaced, kept_buffers, norm
 from .report import Report
@@ -42,16 +42,12 @@ class Outcome:
     """What a step knows of itself, left on the device: nothing here waits for it."""
 
     loss: Tensor  # the plain objective at w, over all parts and processes
-    values: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # each term's part of the objective, where it looks from
+    values: dict[str, Tensor] = field(default_factory=dict)  # each term's part of the objective, where it looks from
     gaps: dict[str, Tensor] = field(default_factory=dict)  # L_k(w + e) - L_k(w), of climbing terms
     radii: dict[str, Tensor] = field(default_factory=dict)  # ||e_k|| / ||w||; [G] for a grouped term
     cosines: dict[str, Tensor] = field(default_factory=dict)  # "head ~ tail": between gradients at w
     finite: Tensor | None = None  # whether the loss and every slope was
-    seen: list[Any] = field(
-        default_factory=list
-    )  # what the closures returned beside their losses, a part each
+    seen: list[Any] = field(default_factory=list)  # what the closures returned beside their losses, a part each
     forwards: int = 0
     backwards: int = 0
 
@@ -83,11 +79,9 @@ def sharp_backward(
         ValueError: for a closure that returns no loss per sample or goes around a DistributedDataParallel.
     """
     names = dict(model.named_parameters())
-    place = [p for n, p in names.items() if p.requires_grad and (only is None or re.search(only, n))]
+    place: list[Tensor] = [p for n, p in names.items() if p.requires_grad and (only is None or re.search(only, n))]
     if not place:
-        raise ValueError(
-            f"no trainable parameter has {only!r} in its name; the first names are {list(names)[:3]}"
-        )
+        raise ValueError(f"no trainable parameter has {only!r} in its name; the first names are {list(names)[:3]}")
     in_head = where == "head" and any(t.climb is not None for p in parts for t in p.terms)
     step = head_step if in_head else weights_step
     how: dict[str, Any] = {"scale": scale, "together": climb_together, "buffers": buffers, "dropout": dropout}
@@ -107,7 +101,7 @@ def weights_step(
 ) -> Outcome:
     """One step of a method that displaces weights."""
     processes, device = Processes(model), place[0].device
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     apart = treats_rows_apart(model)
     looks = looks_of(present(ungrouped(parts, processes), processes), apart)
     terms: dict[str, Term] = {}
@@ -117,35 +111,31 @@ def weights_step(
     untouched = all(p.grad is None for p in trained)
 
     # 1. look from w. Everything is a sum over samples, divided once, by the mass of the whole step.
-    sums = Sums(terms)
+    sums, unit = Sums(terms), unit_of(parts)
     noise: dict[int, list[Tensor]] = {}
-    slopes: dict[str, list[Tensor]] = {}
-    plain: dict[str, list[Tensor]] = {}
+    slopes: dict[str, list[Tensor | None]] = {}
+    plain: dict[str, list[Tensor | None]] = {}
     with processes.heard():
         for look in looks:
             last = look is looks[-1]
             if dropout == "same" and climbing and look.part not in noise:
                 noise[look.part] = noise_state(device)
             with processes.quiet(last and not climbing):
-                seen = look.run()
+                out.seen.append(look.run())
             out.forwards += 1
-            out.seen.append(seen)
             sums.add(look)
             waiting = [n for n in look.terms if n in climbing or not last]
             rest = [n for n in look.terms if n not in waiting]
             for n in waiting:
-                total = (coefficients(look.terms[n], look.masses) * look.values).sum() * scale
                 into, over = (slopes, place) if n in climbing else (plain, trained)
                 keep = bool(rest) or n != waiting[-1]
-                accumulate(
-                    into, n, over, torch.autograd.grad(total, over, retain_graph=keep, allow_unused=True)
-                )
+                accumulate(into, n, gradients(look.sum_of(n) * (scale * unit), over, keep))
             if last:
                 sums.divide(processes)
-                for n, grads in plain.items():
-                    add_to_grad(trained, grads, processes.count / sums.divisor[n])
+                for n in list(plain):
+                    add_to_grad(trained, plain.pop(n), processes.count / (unit * sums.divisor[n]))
             if rest:
-                share = sum(sums.share(n, look) for n in rest)
+                share = torch.stack([sums.share(n, look) for n in rest]).sum(0)
                 with processes.quiet(not climbing):
                     ((share * look.values).sum() * (scale * processes.count)).backward()
             out.backwards += len(waiting) + bool(rest)
@@ -157,31 +147,27 @@ def weights_step(
     if not climbing:
         out.finite = torch.isfinite(sums.loss)
         return out
-    own = {n: sums.own[n] for n in climbing}
-    if together:
-        for n in climbing:
-            *slopes[n], own[n] = processes.add_all([*slopes[n], own[n].clone()])
+    moves = {n: [zeros_if_none(g, p) for g, p in zip(slopes.pop(n), place, strict=True)] for n in climbing}
     for n in climbing:
-        torch._foreach_mul_(slopes[n], 1 / (scale * positive(own[n])))
-    at_w = dict(slopes)
+        own = sums.own[n]
+        torch._foreach_mul_(moves[n], torch.as_tensor(1 / (scale * unit)))
+        if together:
+            *moves[n], own = processes.add_all([*moves[n], own.clone()])
+        torch._foreach_mul_(moves[n], 1 / positive(own))
+    at_w = dict(moves)
     if untouched and len(climbing) < len(terms):
         at_w["+".join(n for n in terms if n not in climbing)] = [zeros_if_none(p.grad, p) for p in place]
     out.cosines = cosines(at_w) if len(at_w) <= 3 else {}
     del at_w
-    reach, moves, finite = norm(place), {}, torch.isfinite(sums.loss)
-    with torch.no_grad():
-        for n in climbing:
-            ok = torch.isfinite(norm(slopes[n]))
-            move = terms[n].climb(place, slopes.pop(n))
-            if not (ok.is_cpu and bool(ok)):
-                move = [torch.where(ok, e, torch.zeros_like(e)) for e in move]
-            out.radii[n] = norm(move) / (reach + TINY)
-            moves[n], finite = move, finite & ok
+    reach, finite = norm(place), torch.isfinite(sums.loss)
+    for n in climbing:
+        moves[n], ok = climbed(terms[n], place, moves[n])
+        out.radii[n], finite = norm(moves[n]) / (reach + TINY), finite & ok
     out.finite = finite
     poison = torch.where(finite, 1.0, torch.nan)  # a step that saw a non-finite slope must not be taken
 
     # 3. look from w + e, and add up.
-    with kept_buffers([model], keep=buffers == "keep" and model.training):
+    with kept_buffers([model], keep=buffers == "keep"):
         for n in climbing:
             holders = [look for look in looks if n in look.terms]
             value = torch.zeros_like(sums.loss)
@@ -203,12 +189,28 @@ def weights_step(
     return out
 
 
-def cosines(gradients: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+def gradients(total: Tensor, over: list[Tensor], keep: bool) -> tuple[Tensor | None, ...]:
+    """Gradients that touch no `.grad` and fire no hook; None for what was not used. The graph is let go, or kept."""
+    return torch.autograd.grad(total, over, retain_graph=keep, allow_unused=True)
+
+
+def climbed(term: Term, place: list[Tensor], slope: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """A term's move, made of its slope, and whether the slope was finite; one that was not moves by zero."""
+    assert term.climb is not None
+    with torch.no_grad():
+        ok = torch.isfinite(norm(slope))
+        move = term.climb(place, slope)
+        if ok.is_cpu and bool(ok):
+            return move, ok
+        return [torch.where(ok, e, torch.zeros_like(e)) for e in move], ok
+
+
+def cosines(at_w: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """The cosine between every two gradients."""
-    norms = {n: norm(g) for n, g in gradients.items()}
+    norms = {n: norm(g) for n, g in at_w.items()}
     dots = {
-        (a, b): torch.stack([(x * y).sum() for x, y in zip(gradients[a], gradients[b], strict=True)]).sum()
-        for a, b in combinations(gradients, 2)
+        (a, b): torch.stack([(x * y).sum() for x, y in zip(at_w[a], at_w[b], strict=True)]).sum()
+        for a, b in combinations(at_w, 2)
     }
     return {f"{a} ~ {b}": dot / (norms[a] * norms[b] + TINY) for (a, b), dot in dots.items()}
 
@@ -224,12 +226,12 @@ def ungrouped(parts: Sequence[Part], processes: Processes) -> list[Part]:
             if t.by is not None:
                 here = torch.zeros(t.groups, device=t.by.device).index_add_(0, t.by, (t.weight != 0).float())
                 occurs[t.name] = occurs.get(t.name, 0) + here
-    groups = {n: processes.add(here).nonzero().squeeze(1).tolist() for n, here in occurs.items()}
+    groups = {n: processes.add(here).nonzero().squeeze(1).tolist() or [0] for n, here in occurs.items()}
 
     def spread(term: Term) -> list[Term]:
         if term.by is None:
             return [term]
-        share = 1 / len(groups[term.name]) if term.over == "groups" and groups[term.name] else 1
+        share = 1 / len(groups[term.name]) if term.over == "groups" else 1
         return [
             replace(
                 term,
@@ -298,8 +300,7 @@ class SharpnessAware:
         self.counts = None if counts is None else torch.as_tensor(counts)
         self.few = self.counts < 20 if few is None and self.counts is not None else few
         if hasattr(method, "check"):
-            at = Context(torch.empty(0, dtype=torch.int64), counts=self.counts, few=self.few)
-            method.check(at.counts, at.few)
+            method.check(Context(torch.empty(0, dtype=torch.int64), counts=self.counts, few=self.few))
         self.how: dict[str, Any] = {
             "only": only or getattr(method, "only", None),
             "buffers": buffers,
@@ -333,15 +334,10 @@ class SharpnessAware:
         Returns:
             The plain loss at w, a detached scalar.
         """
-        several = isinstance(losses, (list, tuple))
+        several = as_list(losses)
         parts = [
             Part(f, self.terms(labels, progress=progress, step=step, hard=h))
-            for f, labels, h in zip(
-                losses if several else [losses],  # type: ignore[list-item]
-                y if several else [y],  # type: ignore[list-item]
-                hard if isinstance(hard, (list, tuple)) else [hard] * (len(losses) if several else 1),  # type: ignore[arg-type]
-                strict=True,
-            )
+            for f, labels, h in matched(several, as_list(y), as_list(hard) if hard else [None] * len(several))
         ]
         device = next(self.model.parameters()).device
         scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=device))
@@ -386,6 +382,22 @@ class SharpnessAware:
                 now.copy_(torch.where(finite, now, then))
 
 
+def as_list(one_or_more: Any) -> list[Any]:
+    """Micro-batches as a list, one of them too."""
+    return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
+
+
+def matched(*lists: list[Any]) -> list[tuple[Any, ...]]:
+    """Closures, labels and hard closures, a micro-batch each."""
+    sizes = [len(entries) for entries in lists]
+    if len(set(sizes)) > 1 or 0 in sizes:
+        raise ValueError(
+            f"{sizes[0]} closures came with {sizes[1]} batches of labels (and {sizes[2]} hard closures): give one of "
+            "each, or a list of each with an entry per micro-batch"
+        )
+    return list(zip(*lists, strict=True))
+
+
 def refuse_sharded(model: nn.Module) -> None:
     """FSDP and DTensor parameters hold a part of each weight: norms over them would be wrong in silence."""
     sharded = dist.is_available() and any(hasattr(p, "device_mesh") for p in model.parameters())
@@ -398,11 +410,11 @@ def refuse_sharded(model: nn.Module) -> None:
 
 def need_head(model: nn.Module) -> None:
     """A head method needs to know which module is the head, and to reach it."""
-    if hasattr(model, "_orig_mod"):
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in (model, inner)):
         raise ValueError(
             "a method that displaces the head looks inside the model: compile `model.backbone`, not the whole model"
         )
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not (hasattr(inner, "backbone") and hasattr(inner, "head")):
         raise ValueError(
             f"a method that displaces the head needs `model.backbone` and `model.head`, which {type(inner).__name__} "

@@ -27,6 +27,6 @@ class FocalSAM:
 
     def terms(self, at: Context) -> list[Term]:
         """1 - s at w, s at w + e."""
-        rarity = 1 - at.counts / at.counts.sum()
-        s = (self.strength * rarity**self.gamma)[at.y].to(at.ones)
+        n = at.counts.to(at.ones)
+        s = (self.strength * (1 - n / n.sum()) ** self.gamma)[at.y]
         return [Term("plain", 1 - s), Term("flat", s, l2_ball(radius_at(self.rho, at)))]

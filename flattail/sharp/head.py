@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .passes import Look, Processes, call, coefficients, noise_state, same_noise
+from .passes import Look, Processes, call, coefficients, noise_state, same_noise, unit_of
 from .perturb import TINY, Radial, answering, kept_buffers, norm, recorded, routed
 from .sums import Sums, accumulate, add_to_grad
 from .terms import Part, Term
@@ -39,7 +39,8 @@ def head_step(
     `together` sweeps twice and is exact over micro-batches and processes.
     """
     processes, device = Processes(model), place[0].device
-    head = Head(model.module if isinstance(model, DistributedDataParallel) else model, place, scale)
+    unit = unit_of(parts)
+    head = Head(model.module if isinstance(model, DistributedDataParallel) else model, place, scale * unit)
     trained = [p for p in model.parameters() if p.requires_grad]
     looks = [Look(p.losses, {t.name: t for t in p.terms}, i) for i, p in enumerate(parts)]
     name = the_climbing(looks[0].terms)
@@ -57,7 +58,7 @@ def head_step(
     # a first sweep, where all micro-batches and processes climb by their common slopes
     sums, common = Sums(looks[0].terms), None
     if together:
-        with kept_buffers([model], keep=buffers == "keep" and model.training):
+        with kept_buffers([model], keep=buffers == "keep"):
             sights = []
             for look in looks:
                 sights.append(look_from_w(look, last=False)[0].slopes)
@@ -65,7 +66,7 @@ def head_step(
         sums.divide(processes)
         common = head.joined(sights, processes)
 
-    carried: dict[str, list[Tensor]] = {}
+    carried: dict[str, list[Tensor | None]] = {}
     finite, mass = torch.ones((), dtype=torch.bool, device=device), torch.zeros((), device=device)
     values: dict[str, Tensor] = {}
     with processes.heard():
@@ -97,22 +98,23 @@ def head_step(
             out.gaps[name] = coefficients(term, look.masses) @ (there - here).detach() / sums.own[name].sum()
 
             # micro-batches that climb apart are averaged by their mass
-            own_mass = torch.ones_like(sums.mass) if together else sums.mass
+            own_mass = torch.ones_like(sums.mass) if together else sums.mass * unit
             mass = own_mass if together else mass + own_mass
             for n, value in objective.items():
-                values[n] = values.get(n, 0) + value.detach() * own_mass
+                values[n] = values.get(n, torch.zeros_like(own_mass)) + value.detach() * own_mass
             poison = torch.where(finite, 1.0, torch.nan)
-            total = sum(objective.values()) * own_mass * (scale * processes.count * poison)
+            total = torch.stack(list(objective.values())).sum() * own_mass * (scale * processes.count * poison)
             if together or last:
                 for grads in carried.values():
                     add_to_grad(trained, grads, 1 / mass)
                 with processes.quiet(last):
                     (total / mass).backward()
             else:
-                accumulate(carried, "all", trained, torch.autograd.grad(total, trained, allow_unused=True))
+                accumulate(carried, "all", torch.autograd.grad(total, trained, allow_unused=True))
             out.backwards += 1
             look.values = look.values.detach()
-            out.loss = out.loss + (0 if together and not last else sums.loss * own_mass).detach()
+            if not together or last:
+                out.loss = out.loss + sums.loss * own_mass
     out.loss, out.finite = out.loss / mass, finite
     out.values = {n: value / mass for n, value in values.items()}
     return out
@@ -122,9 +124,7 @@ def the_climbing(terms: dict[str, Term]) -> str:
     """The one climbing term of a head method: groups within it share no sample."""
     names = [n for n, t in terms.items() if t.climb is not None]
     if len(names) != 1:
-        raise ValueError(
-            f"a method that displaces the head has one climbing term, grouped with `by`; this has {names}"
-        )
+        raise ValueError(f"a method that displaces the head has one climbing term, grouped with `by`; this has {names}")
     return names[0]
 
 
@@ -135,9 +135,7 @@ class Slopes(NamedTuple):
     r: Tensor  # [B, C] gradient of sum_j a_j m_j loss_j with respect to the logits
     by: Tensor  # [B] group
     a: Tensor  # [B] a m
-    by_group: dict[int, dict[str, Tensor]] | None = (
-        None  # for heads that are not linear: numerators of each slope
-    )
+    by_group: dict[int, dict[str, Tensor]] | None = None  # for heads that are not linear: numerators of each slope
 
 
 @dataclass
@@ -148,15 +146,18 @@ class Sight:
     z: Tensor  # what the head was given
     logits: Tensor  # what the head answered
     slopes: Slopes
+    cast: torch.autocast  # what the head ran under
 
 
 class Head:
     """The displaced head of a model: its slopes, by groups, and its logits from where each group climbed to."""
 
-    def __init__(self, model: nn.Module, place: Sequence[Tensor], scale: Tensor | float) -> None:
-        self.backbone, self.module, self.scale = model.backbone, model.head, scale
+    def __init__(self, model: Any, place: Sequence[Tensor], scale: Tensor | float) -> None:
+        self.backbone: nn.Module = model.backbone
+        self.module: nn.Module = model.head
+        self.scale = scale  # of the sums that slopes are taken of
         placed = {id(p) for p in place}
-        self.place = {n: p for n, p in self.module.named_parameters() if id(p) in placed}
+        self.place: dict[str, Tensor] = {n: p for n, p in self.module.named_parameters() if id(p) in placed}
         if not self.place:
             raise ValueError("the head has no trainable parameter to displace")
         self.norm = norm(list(self.place.values()))
@@ -171,16 +172,15 @@ class Head:
                 f"the closure ran the backbone {len(below)} times and the head {len(calls)} times; a method that "
                 "displaces the head needs each to run once"
             )
-        (z, logits), term = calls[0], look.terms[name]
+        (z, logits, cast), term = calls[0], look.terms[name]
         by = torch.zeros(len(term.weight), dtype=torch.int64) if term.by is None else term.by
         by, a = by.to(z.device), coefficients(term, look.masses)
-        total = (a * look.values).sum() * self.scale
         if self.is_linear(term):
-            (r,) = torch.autograd.grad(total, logits, retain_graph=True)
+            (r,) = torch.autograd.grad(look.sum_of(name) * self.scale, logits, retain_graph=True)
             slopes = Slopes(z.detach().to(a.dtype), r.to(a.dtype) / self.scale, by, a)
         else:
             slopes = Slopes(z.detach(), logits.detach(), by, a, self.numerators(a * look.values, by, a))
-        return Sight(below[0][1], z, logits, slopes), seen
+        return Sight(below[0][1], z, logits, slopes, cast), seen
 
     def is_linear(self, term: Term) -> bool:
         """Whether the closed form holds."""
@@ -191,17 +191,13 @@ class Head:
         slopes = {}
         for group in by[a != 0].unique().tolist():
             total = losses[by == group].sum() * self.scale
-            grads = torch.autograd.grad(
-                total, list(self.place.values()), retain_graph=True, allow_unused=True
-            )
-            slopes[group] = {
-                n: g / self.scale for n, g in zip(self.place, grads, strict=True) if g is not None
-            }
+            grads = torch.autograd.grad(total, list(self.place.values()), retain_graph=True, allow_unused=True)
+            slopes[group] = {n: g / self.scale for n, g in zip(self.place, grads, strict=True) if g is not None}
         return slopes
 
     def joined(self, sights: Sequence[Slopes], processes: Processes) -> Slopes:
         """The slopes of several micro-batches and processes as those of one batch."""
-        z, r, by, a = (processes.join(torch.cat([s[i] for s in sights])) for i in range(4))
+        z, r, by, a = (processes.join(torch.cat(tensors)) for tensors in list(zip(*sights, strict=True))[:4])
         if sights[0].by_group is None:
             return Slopes(z, r, by, a)
         summed: dict[int, dict[str, Tensor]] = {}
@@ -214,7 +210,8 @@ class Head:
     def climbed(self, sight: Sight, slopes: Slopes, term: Term) -> tuple[Tensor, Tensor]:
         """Logits `[B, C]` from where each sample's group climbed to, and `||e||/||w||` of every group `[G]`."""
         move = self.climbed_linear if slopes.by_group is None else self.climbed_any
-        logits, lengths = move(sight, slopes, term)
+        with torch.autocast(sight.z.device.type, enabled=False):
+            logits, lengths = move(sight, slopes, term)
         own = slopes.a.new_zeros(term.groups).index_add(0, slopes.by, slopes.a)
         return logits, torch.where(own != 0, lengths / (self.norm + TINY), torch.nan)
 
@@ -233,13 +230,11 @@ class Head:
         assert isinstance(term.climb, Radial)
         scales = term.climb.scales(self.norm, norms, self.size).detach()
         mine = sight.slopes.by
-        with torch.autocast(z.device.type, enabled=False):
-            same = (mine[:, None] == by[None, :]).to(r.dtype)
-            pull = torch.zeros_like(same)
-            for n, s in zip(names, (scales / q)[:, by], strict=True):
-                pull = pull + s * same * (sight.z.to(r.dtype) @ z.T if n == "weight" else 1.0)
-            moved = sight.logits + pull @ r
-        return moved, (scales * norms).norm(dim=0)
+        same = (mine[:, None] == by[None, :]).to(r.dtype)
+        pull = torch.zeros_like(same)
+        for n, s in zip(names, (scales / q)[:, by], strict=True):
+            pull = pull + s * same * (sight.z.to(r.dtype) @ z.T if n == "weight" else 1.0)
+        return sight.logits + pull @ r, (scales * norms).norm(dim=0)
 
     def climbed_any(self, sight: Sight, slopes: Slopes, term: Term) -> tuple[Tensor, Tensor]:
         """Group by group: a head moved for each, and its samples routed through it."""
@@ -252,4 +247,5 @@ class Head:
                 move = climb(list(self.place.values()), slope)  # type: ignore[misc]
                 lengths[group] = norm(move)
                 moves[group] = dict(zip(self.place, move, strict=True))
-        return routed(self.module, sight.z, sight.slopes.by, moves), lengths
+        with sight.cast:
+            return routed(self.module, sight.z, sight.slopes.by, moves), lengths

@@ -39,17 +39,15 @@ class ImbSAM:
     rho: Radius = 0.05  # radius of the tail's ball
     eta: Eta = 20  # classes with fewer samples are tail; "few": the data set's few-shot classes
     tail_weight: float = 1.0  # factor of the tail's loss; 2 in the authors' code
-    over: Literal["batch", "members"] = (
-        "batch"  # divide by the batch, or each group by its own size (SSE-SAM's copy)
-    )
+    over: Literal["batch", "members"] = "batch"  # divide by the batch, or each group by its own size (SSE-SAM's copy)
     where: ClassVar = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
 
-    def check(self, counts: Tensor, few: Tensor) -> None:
+    def check(self, at: Context) -> None:
         """Raise ValueError where eta leaves no tail."""
-        check_split(counts, few, self.eta)
+        check_split(at.counts, at.few, self.eta)
 
     def terms(self, at: Context) -> list[Term]:
         """The head at w, the tail at w + e."""

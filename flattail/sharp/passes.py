@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map, tree_map_only
 
 from .terms import Losses, Part, Term, Weighted
 
@@ -29,6 +30,7 @@ def call(losses: Losses, rows: Tensor | None, expected: int) -> tuple[Tensor, Te
     seen = None
     if isinstance(out, tuple) and not isinstance(out, Weighted):
         out, seen = out
+        seen = tree_map_only(Tensor, Tensor.detach, seen)  # a graph kept here would outlive the step
     values, masses = out if isinstance(out, Weighted) else (out, None)
     if values.ndim != 1:
         raise ValueError(
@@ -57,6 +59,15 @@ def members(term: Term) -> Tensor:
     return (term.weight != 0).nonzero().squeeze(1)
 
 
+def unit_of(parts: Sequence[Part]) -> float:
+    """A power of two near one over the number of samples.
+
+    Sums in this unit are of the size of means, so a loss scale that suits the plain step suits them; and a power of
+    two rounds nothing.
+    """
+    return 0.5 ** sum(len(t.weight) for p in parts for t in p.terms[:1]).bit_length()
+
+
 # -- which rows ----------------------------------------------------------------------------------
 
 
@@ -68,14 +79,18 @@ class Look:
     terms: dict[str, Term]
     part: int
     rows: Tensor | None = None  # the rows of the part that it runs; None: all of them
-    values: Tensor | None = None  # [B] at w
-    masses: Tensor | None = None  # [B]
+    values: Tensor = field(init=False)  # [B] at w
+    masses: Tensor = field(init=False)  # [B]
 
     def run(self) -> Any:
         """Look from w."""
         expected = len(next(iter(self.terms.values())).weight)
         self.values, self.masses, seen = call(self.losses, self.rows, expected)
         return seen
+
+    def sum_of(self, name: str) -> Tensor:
+        """A term's sum over these rows, not yet divided by anything."""
+        return (coefficients(self.terms[name], self.masses) * self.values).sum()
 
 
 def looks_of(parts: Sequence[Part], apart: bool) -> list[Look]:
@@ -98,30 +113,39 @@ def looks_of(parts: Sequence[Part], apart: bool) -> list[Look]:
 
 def seen_whole(looks: Sequence[Look], seen: Sequence[Any]) -> list[Any]:
     """What the closures returned beside their losses, a part each, with the rows back in the part's order."""
-    whole: dict[int, Any] = {}
+    parts: dict[int, list[tuple[Look, Any]]] = {}
     for look, s in zip(looks, seen, strict=True):
-        if look.rows is None or not isinstance(s, Tensor):
-            whole.setdefault(look.part, s)
-        else:
-            pieces = whole.setdefault(look.part, [])
-            pieces.append((look.rows, s))
-    return [
-        torch.cat([s for _, s in v])[torch.cat([r for r, _ in v]).argsort()]
-        if isinstance(v, list) and v
-        else v
-        for v in whole.values()
-    ]
+        parts.setdefault(look.part, []).append((look, s))
+    return [pieces[0][1] if len(pieces) == 1 else in_order(*zip(*pieces, strict=True)) for pieces in parts.values()]
 
 
-COUPLED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-NOISY = ("DropPath", "StochasticDepth")
+def in_order(looks: Sequence[Look], seen: Sequence[Any]) -> Any:
+    """Tensors with one row per sample as one, in the part's order; of anything else, what the first look saw."""
+    order = torch.cat([look.rows for look in looks if look.rows is not None]).argsort()
+
+    def join(*pieces: Any) -> Any:
+        per_row = all(
+            isinstance(p, Tensor) and p.ndim and len(p) == len(look.values)
+            for look, p in zip(looks, pieces, strict=True)
+        )
+        return torch.cat(pieces)[order.to(pieces[0].device)] if per_row else pieces[0]
+
+    return tree_map(join, *seen)
+
+
+COUPLED = (nn.modules.batchnorm._NormBase, nn.RReLU)
+NOISY = ("Drop", "StochasticDepth")
 
 
 def treats_rows_apart(model: nn.Module) -> bool:
     """Whether some rows alone get what they get among all: no BatchNorm and no noise in training mode."""
-    return not any(
-        m.training and (isinstance(m, COUPLED) or type(m).__name__ in NOISY) for m in model.modules()
-    )
+    return not any(m.training and (isinstance(m, COUPLED) or noisy(m)) for m in model.modules())
+
+
+def noisy(module: nn.Module) -> bool:
+    """Whether a module drops at random, by its name or (attention, recurrent nets) by a share that it holds."""
+    share = getattr(module, "dropout", 0.0)
+    return any(n in type(module).__name__ for n in NOISY) or (isinstance(share, float) and share > 0)
 
 
 # -- which noise ---------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Tensors = Sequence[Tensor]
+Tensors = list[Tensor]
 Climb = Callable[[Tensors, Tensors], list[Tensor]]  # (weights, own slope) -> displacement
 Length = Callable[[Tensor, Tensor, int], Tensor]  # (||w||, ||g||, number of scalars) -> ||e||
 
@@ -56,7 +57,7 @@ class Radial:
             g.mul_(s)
         if not self.per_tensor:
             torch._foreach_mul_(slope, scales[0])
-        return list(slope)
+        return slope
 
     def of_group(self, group: int) -> Radial:
         """The same climb for one group of a grouped term."""
@@ -75,13 +76,13 @@ def adaptive_ball(rho: float, *, floor: float = 0.01) -> Climb:
     """The ball of ASAM, stretched by T = |w| + floor: e = rho T^2 g / ||T g|| (Kwon et al., ICML 2021, eq. 6)."""
 
     def climb(weights: Tensors, slope: Tensors) -> list[Tensor]:
-        stretch = torch._foreach_abs(weights)
+        stretch = list(torch._foreach_abs(weights))
         torch._foreach_add_(stretch, floor)
         torch._foreach_mul_(slope, stretch)
         scale = rho / (norm(slope) + TINY)
         torch._foreach_mul_(slope, stretch)
         torch._foreach_mul_(slope, scale)
-        return list(slope)
+        return slope
 
     return climb
 
@@ -95,34 +96,40 @@ def displaced(weights: Tensors, moves: Tensors) -> Iterator[None]:
     kept = [w.detach().clone() for w in weights]
     try:
         with torch.no_grad():
-            torch._foreach_add_(list(weights), list(moves))
+            torch._foreach_add_(weights, moves)
         del moves
         torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(weights), kept)
+            torch._foreach_copy_(weights, kept)
         torch.clear_autocast_cache()
 
 
 @contextmanager
 def kept_buffers(modules: Sequence[nn.Module], keep: bool = True) -> Iterator[None]:
     """BatchNorm statistics and counters are afterwards what they were before, bit for bit."""
-    buffers = [b for m in modules for b in m.buffers()] if keep else []
-    kept = [b.clone() for b in buffers]
+    owners = {id(m): m._buffers for root in modules for m in root.modules()} if keep else {}
+    kept = [(o, n, b, b.clone()) for o in owners.values() for n, b in o.items() if b is not None]
     try:
         yield
     finally:
         with torch.no_grad():
-            for b, k in zip(buffers, kept, strict=True):
-                b.copy_(k)
+            for owner, name, buffer, value in kept:
+                owner[name] = buffer.copy_(value)
 
 
 @contextmanager
-def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Every (input, output) of the module's calls inside, in order."""
-    calls: list[tuple[Tensor, Tensor]] = []
-    handle = module.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, torch.autocast]]]:
+    """Every (input, output, autocast that it ran under) of the module's calls inside, in order."""
+    calls: list[tuple[Tensor, Tensor, torch.autocast]] = []
+
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kind = output.device.type
+        cast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        calls.append((inputs[0], output, cast))
+
+    handle = module.register_forward_hook(record)
     try:
         yield calls
     finally:
@@ -133,7 +140,7 @@ def recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 def answering(module: nn.Module, answer: Tensor) -> Iterator[None]:
     """The module does no work inside: it answers with a stored tensor, graph and all."""
     state = module.__dict__
-    kept = {name: state.get(name) for name in ("forward", "_compiled_call_impl") if name in state}
+    kept: dict[str, Any] = {name: state[name] for name in ("forward", "_compiled_call_impl") if name in state}
     state["forward"] = lambda *_, **__: answer
     state["_compiled_call_impl"] = None
     try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-SLACK = (
-    1e-9  # a share like 0.55 of 200 epochs is 110.00000000000001 epochs: borders are met with this tolerance
-)
+SLACK = 1e-9  # a share like 0.55 of 200 epochs is 110.00000000000001 epochs: borders are met with this tolerance
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,7 @@ class Linear:
 
     start: float
     stop: float
-    until: float = (
-        1.0  # the share of training at which `stop` is reached; (T - 1) / T for the last of T epochs
-    )
+    until: float = 1.0  # the share of training at which `stop` is reached; (T - 1) / T for the last of T epochs
 
     def __post_init__(self) -> None:
         _not_negative(self.start, self.stop)

@@ -22,9 +22,7 @@ class TermReport:
     """A term over all steps so far."""
 
     radius: float  # mean ||e||/||w|| where it climbed
-    radii: list[
-        float
-    ]  # the same per group of a grouped term, NaN for a group that never was in a batch; else [radius]
+    radii: list[float]  # the same per group of a grouped term, NaN for a group that never was in a batch; else [radius]
     gap: float  # mean L(w + e) - L(w)
     active: float  # share of steps in which it moved
 
@@ -65,9 +63,7 @@ class Report:
         for name, (radius, seen, gap, active) in self._sums.items():
             radii = (radius / seen).tolist()
             moved = float(radius.sum() / seen.sum().clamp(min=1))
-            rows[name] = TermReport(
-                moved, radii, float(gap / active.clamp(min=1)), float(active) / self.steps
-            )
+            rows[name] = TermReport(moved, radii, float(gap / active.clamp(min=1)), float(active) / self.steps)
         return rows
 
     @property
@@ -81,25 +77,18 @@ class Report:
         rows = self.terms
         said = []
         if self.steps and not any(r.active > 0 for r in rows.values()) and self.method != "ERM":
-            said.append(
-                f"{self.method} never moved the weights in {self.steps} steps: it trained as plain ERM"
-            )
+            said.append(f"{self.method} never moved the weights in {self.steps} steps: it trained as plain ERM")
         for name, row in rows.items():
             if 0 < row.radius < SMALLEST:
-                said.append(
-                    f"perturbation vacuous: '{name}' moves the weights by {row.radius:.1e} of their norm"
-                )
+                said.append(f"perturbation vacuous: '{name}' moves the weights by {row.radius:.1e} of their norm")
             if row.radius > LARGEST:
-                said.append(
-                    f"'{name}' moves the weights by {row.radius:.2f} of their norm: no neighbourhood any more"
-                )
+                said.append(f"'{name}' moves the weights by {row.radius:.2f} of their norm: no neighbourhood any more")
         return said
 
     def row(self) -> dict[str, Any]:
         """The report as plain values, for a log."""
         return {
-            n: {"gap": r.gap, "radius": r.radius, "active": r.active}
-            | ({"radii": r.radii} if len(r.radii) > 1 else {})
+            n: {"gap": r.gap, "radius": r.radius, "active": r.active} | ({"radii": r.radii} if len(r.radii) > 1 else {})
             for n, r in self.terms.items()
         }
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from .imbsam import Eta, check_split, tail_classes
 from .perturb import l2_ball
 from .radius import SLACK, Radius, check_radius, radius_at
@@ -22,9 +20,7 @@ class SSESAM:
 
     head_rho: Radius = 0.05
     tail_rho: Radius = 0.10
-    switch: float = (
-        0.7  # gamma in the paper: share of training after which the head stays at w; 0: from the start
-    )
+    switch: float = 0.7  # gamma in the paper: share of training after which the head stays at w; 0: from the start
     eta: Eta = 100  # classes with fewer samples are tail; "few": the data set's few-shot classes
     where: ClassVar = "weights"
 
@@ -34,9 +30,9 @@ class SSESAM:
         if not 0 <= self.switch <= 1:
             raise ValueError(f"`switch` is a share of training in [0, 1], not {self.switch}")
 
-    def check(self, counts: Tensor, few: Tensor) -> None:
+    def check(self, at: Context) -> None:
         """Raise ValueError where eta leaves no tail."""
-        check_split(counts, few, self.eta)
+        check_split(at.counts, at.few, self.eta)
 
     def terms(self, at: Context) -> list[Term]:
         """The head at w + e_head until the switch, then at w; the tail at w + e_tail."""

@@ -16,7 +16,7 @@ class Sums:
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self.terms = terms
-        self.total: Tensor | float = 0.0  # [2]: sum of m loss, sum of m
+        self.total = torch.zeros(2)  # sum of m loss, sum of m
         self.value: dict[str, Tensor] = {}  # sum of a m loss
         self.own: dict[str, Tensor] = {}  # sum of a m; [G] for a grouped term
         self.members: dict[str, Tensor] = {}  # sum of m over members; [G] for a grouped term
@@ -25,7 +25,8 @@ class Sums:
     def add(self, look: Look) -> None:
         """Take in what a look saw from w."""
         values, masses = look.values.detach(), look.masses
-        self.total = self.total + torch.stack([(masses * values).sum(), masses.sum()])
+        total = torch.stack([(masses * values).sum(), masses.sum()])
+        self.total = self.total.to(total) + total
         for n, term in look.terms.items():
             a = coefficients(term, masses)
             new = {
@@ -64,15 +65,23 @@ def positive(mass: Tensor) -> Tensor:
     return torch.where(mass == 0, torch.finfo(mass.dtype).tiny ** 0.5, mass)
 
 
-def accumulate(
-    into: dict[str, list[Tensor]], name: str, over: Sequence[Tensor], grads: Sequence[Tensor | None]
-) -> None:
-    """Add gradients to those kept under a name; a parameter that was not used has a gradient of zero."""
-    full = [zeros_if_none(g, p) for g, p in zip(grads, over, strict=True)]
-    if name in into:
-        torch._foreach_add_(into[name], full)
-    else:
-        into[name] = full
+def accumulate(into: dict[str, list[Tensor | None]], name: str, grads: Sequence[Tensor | None]) -> None:
+    """Add gradients to those kept under a name; None stays for a parameter that no loss used."""
+    old = into.get(name, [None] * len(grads))
+    into[name] = [g if k is None else k if g is None else k.add_(g) for k, g in zip(old, unshared(grads), strict=True)]
+
+
+def unshared(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same gradients, each in memory of its own: autograd may hand one tensor to two parameters, or an expanded one."""
+    taken: set[int] = set()
+    own: list[Tensor | None] = []
+    for g in grads:
+        if g is not None and (g.untyped_storage().data_ptr() in taken or 0 in g.stride()):
+            g = g.clone(memory_format=torch.contiguous_format)
+        if g is not None:
+            taken.add(g.untyped_storage().data_ptr())
+        own.append(g)
+    return own
 
 
 def zeros_if_none(grad: Tensor | None, parameter: Tensor) -> Tensor:
@@ -80,7 +89,8 @@ def zeros_if_none(grad: Tensor | None, parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if grad is None else grad
 
 
-def add_to_grad(parameters: Sequence[Tensor], grads: Sequence[Tensor], factor: Tensor) -> None:
-    """`.grad += factor * grads`."""
+def add_to_grad(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], factor: Tensor) -> None:
+    """`.grad += factor * grads`; what was not used keeps no gradient, as with `loss.backward()`."""
     for p, g in zip(parameters, grads, strict=True):
-        p.grad = g * factor if p.grad is None else p.grad.add_(g * factor)
+        if g is not None:
+            p.grad = g * factor if p.grad is None else p.grad.add_(g * factor)

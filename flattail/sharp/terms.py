@@ -32,9 +32,7 @@ class Term:
     name: str  # "head", "class": appears in logs and reports
     weight: Tensor  # [B]
     climb: Climb | None = None  # None: at w itself
-    over: Literal["batch", "members", "groups"] = (
-        "batch"  # what divides the sum: the mass of the step; that of the
-    )
+    over: Literal["batch", "members", "groups"] = "batch"  # what divides the sum: the mass of the step; that of the
     # members (of each group, whose means are then added); the same and the number of groups present
     by: Tensor | None = None  # [B] int64; samples of one group climb together, apart from other groups
     groups: int = 1  # how many groups `by` can name
@@ -76,15 +74,16 @@ class Context:
 
     @property
     def ones(self) -> Tensor:
-        """`[B]` ones: everybody."""
-        return torch.ones(self.y.shape, device=self.y.device)
+        """`[B]` ones: everybody. In double precision, where the device has it: shares are exact for any model."""
+        dtype = torch.float32 if self.y.device.type == "mps" else torch.float64
+        return torch.ones(self.y.shape, dtype=dtype, device=self.y.device)
 
 
 class Method(Protocol):
     """Hyperparameters in, terms out.
 
-    Two more members are optional: `check(counts, few)`, which raises ValueError for class counts that make the
-    method meaningless, and `only`, a pattern on the names of the parameters that it displaces.
+    Two more members are optional: `check(at)`, which raises ValueError for class counts that make the method
+    meaningless, and `only`, a pattern on the names of the parameters that it displaces.
     """
 
     @property

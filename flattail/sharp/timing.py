@@ -33,6 +33,16 @@ class Window:
         """Where the inner method looks."""
         return self.method.where
 
+    @property
+    def only(self) -> str | None:
+        """What the inner method displaces."""
+        return getattr(self.method, "only", None)
+
+    def check(self, at: Context) -> None:
+        """Raise ValueError where the inner method does."""
+        if hasattr(self.method, "check"):
+            self.method.check(at)
+
     def terms(self, at: Context) -> list[Term]:
         """The inner method's terms inside the window."""
         inside = self.start - SLACK <= at.progress < self.stop - SLACK
@@ -54,6 +64,16 @@ class Every:
     def where(self) -> Literal["weights", "head"]:
         """Where the inner method looks."""
         return self.method.where
+
+    @property
+    def only(self) -> str | None:
+        """What the inner method displaces."""
+        return getattr(self.method, "only", None)
+
+    def check(self, at: Context) -> None:
+        """Raise ValueError where the inner method does."""
+        if hasattr(self.method, "check"):
+            self.method.check(at)
 
     def terms(self, at: Context) -> list[Term]:
         """The inner method's terms when the step is a multiple of k."""

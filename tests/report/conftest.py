@@ -24,9 +24,7 @@ def scores_of(logits, y, counts):
     p /= p.sum(1, keepdims=True)
     sure, hit = p.max(1), logits.argmax(1) == y
     bins = np.minimum((sure * 15).astype(int), 14)
-    ece = sum(
-        abs(hit[bins == b].mean() - sure[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)
-    )
+    ece = sum(abs(hit[bins == b].mean() - sure[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins))
     return {
         "n": len(y),
         "all": float((logits.argmax(1) == y).mean()),
@@ -110,7 +108,7 @@ def write(
     env = {
         "versions": {"python": "3.11.2", "torch": "2.15.0", "flattail": "0.1.0"},
         "device": "cpu (2 threads)",
-        "git": {"commit": "0123abc", "dirty": False},
+        "git": {"commit": "0123abc", "dirty": True},
         "seconds": 18.5 + seed,
         "dtype": "float32",
         "command": f"flattail train recipes/{label}.yaml --seeds 0-2",
@@ -118,7 +116,7 @@ def write(
     runs.write_json(run / runs.ENV, env)
     if done is not None:
         return run
-    y = np.repeat(np.arange(n), 36 if n <= 20 else 100)
+    y = np.repeat(np.arange(n), 36 if n <= 100 else 10)
     margin = np.empty(n)
     margin[np.argsort(-np.array(counts))] = np.linspace(head, tail, n) + 0.15 * rng.standard_normal(n)
     logits = rng.standard_normal((len(y), n)).astype(np.float32)

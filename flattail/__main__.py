@@ -1,0 +1,5 @@
+"""`python -m flattail`."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,284 @@
+"""One recipe with one seed: data and model are made, trained and judged, and what came of it is left in a run directory."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import __version__, runs
+from .data import LongTail
+from .evaluate import Scores, evaluate
+from .recipe import Recipe, RecipeError, from_tree, identity, write
+from .sharp import SharpnessAware
+from .sharp.report import LARGEST, SMALLEST
+from .train import (
+    Place,
+    accelerated,
+    chain_after,
+    epoch_batches,
+    fit,
+    freeze,
+    loaded,
+    logits_of,
+    plain_losses,
+    set_mode,
+)
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def run(
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    out: Path = Path("runs"),
+    label: str = "recipe",
+    root: Path = Path("data"),
+    device: str | None = None,
+    resume: bool = False,
+    workers: int = 4,
+    every: float = 20.0,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_step: Callable[[Place, int], None] = lambda place, steps: None,
+) -> Path:
+    """Train and judge a recipe; a finished run is left as it is. Returns the run directory `out/label/seed`.
+
+    Args:
+        recipe: what to do.
+        seed: of the model's weights and of everything that is drawn.
+        out, label: where the run directory goes.
+        root: the folder of the data.
+        device: "cpu", "cuda", "cuda:1", or None for the best one here.
+        resume: go on from the checkpoint of an interrupted run, bit for bit on the CPU.
+        workers: processes that read images that are not in memory.
+        every: seconds between checkpoints.
+        on_epoch, on_step: see `fit`.
+
+    Raises:
+        ValueError: for what the user can mend, naming place and remedy. Nothing has been written then.
+    """
+    folder = Path(out) / label / str(seed)
+    text = write(recipe)
+    if (folder / runs.SCORES).exists():
+        return runs.create(out, label, seed, recipe=text)
+    if folder.exists() and not resume and any((folder / f).exists() for f in (runs.LOG, CHECKPOINT)):
+        raise ValueError(f"{folder} holds an unfinished run: add --resume to go on with it, or remove the folder")
+    logging = {} if recipe.tracker is None else {"log_with": recipe.tracker.name, "project_dir": str(folder)}
+    accelerator = accelerated(device, recipe.precision, **logging)
+    data = load(recipe, root, seed)
+    model = build(recipe, data, seed)
+    for stage in recipe.stages:
+        SharpnessAware(model, stage.method, data.counts, few=data.group().get("few"))
+    if accelerator.is_main_process:
+        runs.create(out, label, seed, recipe=text)
+    accelerator.wait_for_everyone()
+    start_tracker(recipe, accelerator, f"{label}/{seed}")
+
+    first = True
+
+    def keep(row: dict[str, Any]) -> None:
+        nonlocal first
+        if first:
+            runs.truncate_log(folder, row["epoch"])
+        first = False
+        runs.append_row(folder, row)
+        on_epoch(row)
+
+    judged_half = data.val if recipe.protocol.selection == "best-on-val" else data.test
+
+    def score(net: nn.Module) -> float:
+        logits, y = logits_of(net, judged_half, device=accelerator.device, workers=workers)
+        return evaluate(logits, y).balanced
+
+    began = time.monotonic()
+    epoch = fit(
+        model, data, recipe.stages,
+        seed=seed, accelerator=accelerator, workers=workers, compile=recipe.compile,
+        checkpoint=folder / CHECKPOINT, every=every, identity=f"{identity(recipe)}/{seed}",
+        score=None if recipe.protocol.selection == "last" else score, on_epoch=keep, on_step=on_step,
+    )  # fmt: skip
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return folder
+    logits, y = logits_of(
+        model, data.test, device=accelerator.device, flip=recipe.protocol.views == "flip", workers=workers
+    )
+    rows = runs.read_log(folder)
+    scores = {
+        "scores": evaluate(logits, y, groups=data.group()).to_json(),
+        "selection": recipe.protocol.selection,
+        "epoch": epoch,
+        "counts": data.counts.tolist(),
+        "names": list(data.names),
+        "groups": {name: mask.tolist() for name, mask in data.group().items()},
+        "data": data.title,
+        "fingerprint": data.fingerprint,
+        "warnings": warnings(recipe, rows),
+    }
+    runs.write_logits(folder, logits.numpy(), y.numpy())
+    with runs.replacing(folder / runs.MODEL) as partial:
+        save_file({n: t.contiguous().cpu() for n, t in model.state_dict().items()}, partial)
+    runs.write_json(folder / runs.ENV, environment(accelerator, data, time.monotonic() - began, rows))
+    runs.write_json(folder / runs.SCORES, scores)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return folder
+
+
+def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
+    """The recipe's data; with a validation half carved out of train if the protocol asks for one."""
+    data = recipe.data.load(Path(root))
+    share = recipe.protocol.validation
+    return data.carve(share, seed) if share else data
+
+
+def build(recipe: Recipe, data: LongTail, seed: int) -> nn.Module:
+    """The recipe's model, its weights drawn from the seed."""
+    torch.manual_seed(seed)
+    return recipe.model.build(data.classes, data.channels)
+
+
+def start_tracker(recipe: Recipe, accelerator: Accelerator, name: str) -> None:
+    """Begin the recipe's tracker, if it names one."""
+    tracker = recipe.tracker
+    if tracker is None:
+        return
+    run_name = tracker.run or name
+    how: dict[str, dict[str, Any]] = {
+        "wandb": {"name": run_name, "entity": tracker.entity, "mode": tracker.mode},
+        "mlflow": {"run_name": run_name},
+        "tensorboard": {},
+    }
+    accelerator.init_trackers(tracker.project, init_kwargs={tracker.name: how[tracker.name]})
+
+
+def warnings(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
+    """What a reader of the results should know of the run, from its log."""
+    said = []
+    for i, stage in enumerate(recipe.stages):
+        mine = [row for row in rows if row["stage"] == i]
+        method = type(stage.method).__name__
+        moved = [t for row in mine for t in row["terms"].values() if t["active"] > 0]
+        if method != "ERM" and mine and not moved:
+            said.append(f"stage {i}: {method} never moved the weights: it trained as plain ERM")
+        for name in dict.fromkeys(n for row in mine for n in row["terms"]):
+            radii = [row["terms"][name]["radius"] for row in mine if name in row["terms"]]
+            mean = sum(radii) / len(radii)
+            if 0 < mean < SMALLEST:
+                said.append(f"stage {i}: perturbation vacuous: '{name}' moves the weights by {mean:.1e} of their norm")
+            if mean > LARGEST:
+                said.append(f"stage {i}: '{name}' moves the weights by {mean:.2f} of their norm: no neighbourhood")
+    return said
+
+
+def environment(accelerator: Accelerator, data: LongTail, seconds: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What this run ran on."""
+    device = accelerator.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    libraries = ("torch", "torchvision", "timm", "accelerate", "numpy")
+    return {
+        "versions": {"flattail": __version__, "python": platform.python_version()} | {n: version(n) for n in libraries},
+        "device": f"{device} ({gpu})",
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "dtype": accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32",
+        "git": revision(),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "wall": round(seconds, 1),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def revision() -> str | None:
+    """The commit of the source that runs, if it is a checkout; "+" marks changes beside it."""
+    here = Path(__file__).parent
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "."])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0] + ("+" if said[1] else "")
+
+
+# -- looking again -------------------------------------------------------------------------------------
+
+
+def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"), device: str | None = None) -> Scores:
+    """The scores of a finished run, anew from its logits; or, with `views`, from its model and the test images."""
+    done = runs.read(Path(folder))
+    if done.scores is None:
+        raise ValueError(f"{folder} holds no finished run: `flattail train ... --resume` finishes it")
+    groups = {n: torch.tensor(mask) for n, mask in done.scores["groups"].items()}
+    if views is None:
+        logits, y = (torch.from_numpy(a) for a in done.logits())
+        return evaluate(logits, y, groups=groups)
+    recipe = from_tree(done.recipe)
+    data = load(recipe, root, done.seed)
+    model = build(recipe, data, done.seed)
+    model.load_state_dict(load_file(done.path / runs.MODEL))
+    accelerator = accelerated(device, recipe.precision)
+    logits, y = logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")
+    return evaluate(logits, y, groups=groups)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One real step of a stage, looked into."""
+
+    stage: int
+    method: str
+    forwards: int
+    backwards: int
+    loss: float
+    rows: list[tuple[str, int, float, str, float]]  # term, members, mass, radius in words, objective
+
+
+def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
+    """The first batch of every stage through its method: passes, and the terms with members, mass and radius."""
+    accelerator = accelerated("cpu", "fp32")
+    model = build(recipe, data, seed)
+    probes = []
+    for i, stage in enumerate(recipe.stages):
+        freeze(model, stage)
+        set_mode(model, stage)
+        before = sum(s.epochs for s in recipe.stages[:i]) if stage.carry else 0
+        share = before / (before + stage.epochs + chain_after(recipe.stages, i))
+        rows = epoch_batches(data.train, stage, seed, share)[:1]
+        x, y, labels = next(loaded(data.train, stage, rows, seed, 0, accelerator, 0))
+        flat = SharpnessAware(model, stage.method, data.counts, few=data.group().get("few"), only=stage.only)
+        losses = plain_losses(model, stage.loss, data.counts, x, y)
+        given: dict[str, Any] = {"progress": share, "step": 0, "hard": losses}
+        terms = flat.terms(labels, **given)
+        model.zero_grad()
+        flat.backward(losses, labels, share, step=0, hard=losses)
+        out = flat.outcome
+        assert out is not None
+        lines = []
+        for t in terms:
+            a = t.weight
+            names = [t.name] if t.name in out.values else [n for n in out.values if n.startswith(f"{t.name} ")]
+            radii = [out.radii[n].reshape(-1) for n in names if n in out.radii]
+            finite = torch.cat(radii) if radii else torch.zeros(0)
+            finite = finite[torch.isfinite(finite)]
+            words = "at w" if not len(finite) else f"{float(finite.min()):.3g}"
+            if len(finite) > 1:
+                words += f" to {float(finite.max()):.3g}"
+            value = sum(float(out.values[n]) for n in names)
+            lines.append((t.name, int((a != 0).sum()), float(a.sum()), words, value))
+        probes.append(Probe(i, type(stage.method).__name__, out.forwards, out.backwards, float(out.loss), lines))
+    return probes
+
+
+__all__ = ["Probe", "RecipeError", "build", "environment", "load", "probe", "run", "scored"]

@@ -1,0 +1,351 @@
+"""A recipe: an experiment as a tree of frozen values. YAML is its spelling; `read` checks it, `run` runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pydantic
+import yaml
+
+from .data import AUGMENTS, DATASETS, SAMPLERS, SHOTS, LongTail, Shots
+from .data.halves import Augment
+from .data.samplers import Sampler
+from .losses import LOSSES, Loss
+from .models import MODELS, Model
+from .optim import OPTIMS, SCHEDULES, Optim, Schedule
+from .sharp import METHODS, RADII, Method, Radius
+from .train import Stage
+
+
+class Dataset(Protocol):
+    """What a data set is: a frozen value that finds its images under a root."""
+
+    def load(self, root: Path) -> LongTail:
+        """The images and labels."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How the model is chosen and judged."""
+
+    selection: Literal["last", "best-on-val", "best-on-test"] = "last"  # which epoch's weights are judged
+    validation: float = 0.0  # share of each class kept out of training to choose by; 0: none
+    views: Literal["one", "flip"] = "one"  # "flip": logits averaged over an image and its mirror
+
+    def __post_init__(self) -> None:
+        if self.selection == "best-on-val" and not self.validation:
+            raise ValueError("selection: best-on-val needs a validation share, e.g. `validation: 0.1`")
+
+
+@dataclass(frozen=True)
+class Expect:
+    """The result this recipe is meant to give, and where that is known from."""
+
+    accuracy: float | None = None  # percent, over all classes
+    source: str = ""
+    status: Literal["paper-only", "smoke", "measured"] = "paper-only"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """An experiment tracker, through Accelerate."""
+
+    name: Literal["tensorboard", "wandb", "mlflow"]
+    project: str = "flattail"
+    entity: str | None = None  # W&B's team or user
+    run: str | None = None  # the run's name; by default recipe and seed
+    mode: Literal["online", "offline"] = "online"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Data, a model, stages of training, and how to judge the result."""
+
+    data: Dataset
+    model: Model
+    stages: tuple[Stage, ...]
+    title: str = ""
+    protocol: EvaluationProtocol = EvaluationProtocol()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False  # torch.compile the model, or for head methods its backbone
+    tracker: Tracker | None = None
+    expect: Expect | None = None
+    notes: tuple[str, ...] = ()  # which settings are the paper's, which the released code's, which ours
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages: a recipe needs at least one")
+        if self.stages[0].carry:
+            raise ValueError("stages[0].carry: there is no stage before the first; remove it")
+        for i, stage in enumerate(self.stages):
+            wanted, head = getattr(stage.loss, "head", None), getattr(self.model, "head", None)
+            if wanted is not None and head is not None and wanted != head:
+                raise ValueError(
+                    f"stages[{i}].loss: {type(stage.loss).__name__} needs a {wanted} head, but model.head is {head}: "
+                    f"write `head: {wanted}`, or loss `{{name: ldam, cosine: {str(head == 'cosine').lower()}}}`"
+                )
+
+
+# -- the tables ------------------------------------------------------------------------------------------
+
+TABLES: dict[Any, dict[str, type]] = {
+    Dataset: DATASETS,
+    Model: MODELS,
+    Method: METHODS,
+    Loss: LOSSES,
+    Sampler: SAMPLERS,
+    Optim: OPTIMS,
+    Schedule: SCHEDULES,
+    Augment: AUGMENTS,
+    Shots: SHOTS,
+    Radius: RADII,
+}
+NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+class RecipeError(ValueError):
+    """A recipe that says something it cannot mean, with the place and the remedy."""
+
+
+def read(source: Path | str, sets: typing.Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `a.b=c` replaced for each of `sets`.
+
+    Raises:
+        RecipeError: naming the place, with a guess at what was meant.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe; `flattail list recipes` names those that come with flattail")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    recipe = from_tree(tree)
+    if not sets:
+        return recipe
+    tree = to_tree(recipe)
+    for assignment in sets:
+        tree = replaced(tree, assignment)
+    return from_tree(tree)
+
+
+def from_tree(tree: Any) -> Recipe:
+    """The recipe that a tree of plain values spells."""
+    return built(Recipe, tree, "recipe")
+
+
+def built(kind: Any, raw: Any, place: str) -> Any:
+    """A value of a kind (a dataclass, a choice from a table, a tuple of them, a plain type) from plain values."""
+    if kind in TABLES and (isinstance(raw, (dict, str)) or kind is not Radius):
+        return chosen(TABLES[kind], raw, place)
+    if kind is Radius:
+        return plain(float, raw, place)
+    if dataclasses.is_dataclass(kind):
+        return constructed(kind, raw, place)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if raw is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        return built(inner[0], raw, place) if len(inner) == 1 else plain(kind, raw, place)
+    if origin is tuple and args[-1] is Ellipsis:
+        if not isinstance(raw, (list, tuple)):
+            raise RecipeError(f"{place}: a list is needed, not {raw!r}")
+        return tuple(built(args[0], item, f"{place}[{i}]") for i, item in enumerate(raw))
+    return plain(kind, raw, place)
+
+
+def chosen(table: dict[str, type], raw: Any, place: str) -> Any:
+    """A choice from a table: `name`, `{name: ..., field: ...}`, `name:value of its first field` or `module:Class`."""
+    if isinstance(raw, str):
+        raw = {"name": raw}
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise RecipeError(f"{place}: a name is needed, one of {', '.join(table)}; this is {raw!r}")
+    name, fields = raw["name"], {k: v for k, v in raw.items() if k != "name"}
+    if name in table:
+        return constructed(table[name], fields, place)
+    head, _, tail = name.partition(":")
+    if tail and head in table:
+        first = dataclasses.fields(table[head])[0].name
+        return constructed(table[head], {first: tail} | fields, place)
+    if tail:
+        try:
+            return constructed(getattr(importlib.import_module(head), tail), fields, place)
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"{place}: {name!r} cannot be imported ({error})") from error
+    raise RecipeError(f"{place}: nothing is called {name!r}; {guess(name, table)}")
+
+
+def constructed(cls: Any, raw: Any, place: str) -> Any:
+    """A dataclass from its fields; unknown and missing ones are refused."""
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{place}: the fields of a {cls.__name__} are needed, not {raw!r}")
+    if not dataclasses.is_dataclass(cls):
+        raise RecipeError(f"{place}: {cls.__module__}:{cls.__name__} is no dataclass, so it has no fields to read")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in raw:
+        if key not in fields:
+            raise RecipeError(f"{place}: {cls.__name__} has no `{key}`; {guess(str(key), fields)}")
+    for name, f in fields.items():
+        if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise RecipeError(f"{place}: {cls.__name__} needs `{name}`")
+    hints = typing.get_type_hints(cls)
+    values = {
+        name: built(hints[name], named_as(fields[name].default, value), f"{place}.{name}") for name, value in raw.items()
+    }
+    try:
+        return cls(**values)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+def named_as(default: Any, raw: Any) -> Any:
+    """Fields without a name are those of the default choice: `optim: {lr: 0.1}` is an SGD."""
+    name = NAMES.get(type(default))
+    return {"name": name} | raw if name and isinstance(raw, dict) and "name" not in raw else raw
+
+
+def plain(kind: Any, raw: Any, place: str) -> Any:
+    """A value of a plain type, checked by pydantic."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(raw)
+    except pydantic.ValidationError as error:
+        said = "; ".join(dict.fromkeys(e["msg"] for e in error.errors()))
+        raise RecipeError(f"{place}: {said}; this is {raw!r}") from error
+
+
+def guess(word: str, known: typing.Iterable[str]) -> str:
+    """A guess at what was meant."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1, 0.5) or [k for k in known if k.replace("_", "") == word][:1]
+    return f"did you mean `{near[0]}`?" if near else f"there is {', '.join(known) or 'nothing to set'}"
+
+
+def replaced(tree: Any, assignment: str) -> Any:
+    """The tree with `a.b.0.c=value` replaced; values are YAML."""
+    path, equals, value = assignment.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {assignment}: write a.b=value, e.g. stages.0.method.rho=0.1")
+    node, keys = tree, path.split(".")
+    for depth, key in enumerate(keys):
+        place = ".".join(["recipe", *keys[:depth]])
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise RecipeError(f"--set {assignment}: {place} has the entries 0 to {len(node) - 1}, not {key!r}")
+            index: Any = int(key)
+        elif isinstance(node, dict):
+            index = key
+            if depth < len(keys) - 1 and key not in node:
+                raise RecipeError(f"--set {assignment}: {place} has no `{key}`; {guess(key, node)}")
+        else:
+            raise RecipeError(f"--set {assignment}: {place} is {node!r} and has no `{key}`")
+        if depth < len(keys) - 1:
+            node = node[index]
+    old = node[index] if isinstance(node, list) else node.get(index)
+    new = yaml.safe_load(value)
+    if index == "name" and isinstance(node, dict) and old != new:
+        node = kept_fields(node, new, keys)
+    else:
+        node[index] = new
+    return tree
+
+
+def kept_fields(node: dict[str, Any], name: str, keys: list[str]) -> dict[str, Any]:
+    """Change what is chosen, keeping the fields that the new choice has as well."""
+    table = next((t for t in TABLES.values() if node["name"] in t and name in t), None)
+    node["name"] = name
+    if table is not None:
+        known = {f.name for f in dataclasses.fields(table[name])}
+        for field in [f for f in node if f != "name" and f not in known]:
+            del node[field]
+    return node
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+
+def to_tree(value: Any, *, defaults: bool = True) -> Any:
+    """The tree of plain values that spells a value; with or without fields that have their defaults."""
+    if isinstance(value, (list, tuple)):
+        return [to_tree(v, defaults=defaults) for v in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    cls = type(value)
+    own = isinstance(value, (Recipe, Stage, EvaluationProtocol, Expect, Tracker))
+    named = {} if own else {"name": NAMES.get(cls, f"{cls.__module__}:{cls.__name__}")}
+    fields = {
+        f.name: to_tree(getattr(value, f.name), defaults=defaults)
+        for f in dataclasses.fields(value)
+        if f.init and (defaults or getattr(value, f.name) != f.default)
+    }
+    spelled = named | fields
+    return named["name"] if named and not fields and not defaults else spelled
+
+
+def write(recipe: Recipe, *, defaults: bool = True) -> str:
+    """The YAML of a recipe; `from_tree(yaml.safe_load(write(r))) == r`."""
+    tree = to_tree(recipe, defaults=defaults)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of mappings are indented, as people write them."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def identity(recipe: Recipe) -> str:
+    """What tells recipes apart: a hash of the resolved tree."""
+    return hashlib.sha256(write(recipe).encode()).hexdigest()[:16]
+
+
+# -- where recipes live ------------------------------------------------------------------------------------
+
+
+def shipped() -> Path:
+    """The folder of the recipes that come with flattail."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def found(names: typing.Iterable[str]) -> list[Path]:
+    """The recipe files that names mean: a file, a folder of them, or the path of one that comes with flattail."""
+    paths: list[Path] = []
+    for name in names:
+        options = [Path(name), shipped() / name, shipped() / f"{name}.yaml"]
+        if name.startswith("recipes/"):
+            options += [shipped() / name.removeprefix("recipes/")]
+        path = next((p for p in options if p.exists()), None)
+        if path is None:
+            known = [label(p) for p in sorted(shipped().rglob("*.yaml"))]
+            near = difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.3)
+            remedy = f"did you mean {near[0]}?" if near else "`flattail list recipes` names those there are"
+            raise RecipeError(f"{name}: no such recipe; {remedy}")
+        inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+        if not inside:
+            raise RecipeError(f"{name}: the folder holds no recipe (*.yaml)")
+        paths += inside
+    return list(dict.fromkeys(paths))
+
+
+def label(path: Path) -> str:
+    """What a recipe's runs are called: its path below the recipes' folder, or folder and name."""
+    path = path.resolve()
+    if path.is_relative_to(shipped().resolve()):
+        return path.relative_to(shipped().resolve()).with_suffix("").as_posix()
+    return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem

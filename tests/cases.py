@@ -1,0 +1,153 @@
+"""Tiny models, labels and one or more instances of every method: what the tests of the engine run on."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flattail.sharp import (
+    ASAM,
+    CCSAM,
+    ERM,
+    SAM,
+    SSESAM,
+    Every,
+    FocalSAM,
+    ImbSAM,
+    Linear,
+    SharpnessAware,
+    Steps,
+    Window,
+)
+
+COUNTS = torch.tensor([500, 200, 120, 60, 30, 8])  # class 5 is "few"; three classes are tail at eta=100
+CLASSES = len(COUNTS)
+BATCH = 22
+
+# instances of every row of METHODS: (label, method, the same method without radius)
+CASES = {
+    "erm": [("erm", ERM(), ERM())],
+    "sam": [
+        ("sam", SAM(rho=0.1), SAM(rho=0.0)),
+        ("sam-steps", SAM(rho=Steps((0.05, 0.2), (0.05,))), SAM(rho=Steps((0.0, 0.0), (0.05,)))),
+        ("sam-linear", SAM(rho=Linear(0.05, 0.8)), SAM(rho=Linear(0.0, 0.0))),
+    ],
+    "asam": [("asam", ASAM(rho=0.3), ASAM(rho=0.0))],
+    "imbsam": [
+        ("imbsam", ImbSAM(rho=0.1, eta=100), ImbSAM(rho=0.0, eta=100)),
+        ("imbsam-few", ImbSAM(rho=0.1, eta="few"), ImbSAM(rho=0.0, eta="few")),
+    ],
+    "ssesam": [
+        ("ssesam-before", SSESAM(), SSESAM(head_rho=0.0, tail_rho=0.0)),
+        ("ssesam-after", SSESAM(switch=0.05), SSESAM(head_rho=0.0, tail_rho=0.0, switch=0.05)),
+    ],
+    "focalsam": [("focalsam", FocalSAM(), FocalSAM(rho=0.0))],
+    "ccsam": [
+        ("ccsam", CCSAM(), CCSAM(scale=0.0)),
+        (
+            "ccsam-released",
+            CCSAM(scale=0.01, cap=float("inf"), mix=0.3, norm="per-tensor"),
+            CCSAM(scale=0.0, mix=0.3, norm="per-tensor"),
+        ),
+        ("ccsam-all", CCSAM(scope="all"), CCSAM(scale=0.0, scope="all")),
+        ("ccsam-layers", CCSAM(scope=r"backbone\.2|head", mix=0.5), CCSAM(scale=0.0, scope="head", mix=0.5)),
+    ],
+    "window": [("window", Window(SAM(rho=0.1), 0.05, 0.5), Window(SAM(rho=0.0)))],
+    "every": [("every", Every(SAM(rho=0.1), 2), Every(SAM(rho=0.0), 2))],
+}
+# other divisors than the batch's mass: their radius 0 is another objective than ERM's
+DIVIDED = {
+    "imbsam-x2": ImbSAM(rho=0.1, eta=100, tail_weight=2.0),
+    "imbsam-group-mean": ImbSAM(rho=0.1, eta=100, over="members"),
+    "ccsam-classes": CCSAM(average="classes"),
+    "ccsam-class-sum": CCSAM(average="class-sum", norm="per-tensor"),
+    "ccsam-class-sum-all": CCSAM(average="class-sum", scope="all", mix=0.7),
+}
+EVERY = {label: method for rows in CASES.values() for label, method, _ in rows} | DIVIDED
+PLAIN = {label: still for rows in CASES.values() for label, _, still in rows}
+WEIGHTS = {label: m for label, m in EVERY.items() if m.where == "weights"}
+HEADS = {label: m for label, m in EVERY.items() if m.where == "head"}
+
+
+class Pair(nn.Module):
+    """A backbone and a head, as head methods need them."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+class Cosine(nn.Module):
+    """A cosine head: logits are cosines times a learnt scale."""
+
+    def __init__(self, d: int, classes: int) -> None:
+        super().__init__()
+        self.weight, self.s = nn.Parameter(torch.randn(classes, d)), nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, z):
+        return self.s * F.normalize(z, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+def mlp(seed=0, *, d=5, hidden=7, head="linear", dtype=torch.float64, norm=None, dropout=0.0):
+    """A tanh network of a few dozen weights: smooth, so that closed forms hold to the last digit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        middle = [] if norm is None else [norm(hidden)]
+        middle += [nn.Dropout(dropout)] if dropout else []
+        backbone = nn.Sequential(nn.Linear(d, hidden), *middle, nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+        heads = {
+            "linear": lambda: nn.Linear(hidden, CLASSES),
+            "no-bias": lambda: nn.Linear(hidden, CLASSES, bias=False),
+            "cosine": lambda: Cosine(hidden, CLASSES),
+            "mlp": lambda: nn.Sequential(nn.Linear(hidden, 4), nn.Tanh(), nn.Linear(4, CLASSES)),
+        }
+        return Pair(backbone, heads[head]()).to(dtype)
+
+
+def data(seed=0, n=BATCH, d=5, dtype=torch.float64):
+    """Inputs `[n, d]` and labels `[n]` with every class in them, where n allows it."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g, dtype=dtype)
+    y = torch.cat([torch.arange(CLASSES), torch.randint(0, CLASSES, (max(n, CLASSES),), generator=g)])[:n]
+    return x, y[torch.randperm(n, generator=g)]
+
+
+def closure(model, x, y):
+    return lambda: F.cross_entropy(model(x), y, reduction="none")
+
+
+def row_closure(model, x, y):
+    return lambda rows: F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+
+
+def flat(model, method, **how):
+    return SharpnessAware(model, method, COUNTS, **how)
+
+
+def gradients(model):
+    return {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+
+def gradient(model, method, x, y, *, losses=None, how=None, **given):
+    """The gradient that one step of a method leaves, from a clean `.grad`."""
+    model.zero_grad()
+    flat(model, method, **(how or {})).backward(losses or closure(model, x, y), y, **{"progress": 0.1, "step": 0, **given})
+    return gradients(model)
+
+
+def close(a, b, tol=1e-12):
+    """Equal gradients, to a tolerance relative to the largest entry of each."""
+    assert a.keys() == b.keys()
+    for n in a:
+        if a[n] is None or b[n] is None:
+            assert a[n] is b[n], n
+            continue
+        gap, size = (a[n] - b[n]).abs().max(), b[n].abs().max()
+        assert gap <= tol * (1 + size), f"{n}: differs by {gap:.2e} of {size:.2e}"
+
+
+def apart(a, b, tol=1e-6):
+    """Gradients that really differ: guards a comparison against saying nothing."""
+    return max(float((a[n] - b[n]).abs().max()) for n in a) > tol
