@@ -15,7 +15,8 @@ HOMES = {
     "flattail.data": ["LongTail", "DATASETS", "SAMPLERS"],
     "flattail.recipe": ["Recipe", "read", "write"],
     "flattail.experiment": ["run"],
-    "flattail.train": ["Stage", "fit"],
+    "flattail.stage": ["Stage"],
+    "flattail.train": ["fit"],
     "flattail.evaluate": ["evaluate", "Scores"],
 }  # fmt: skip
 NAMES = {name: home for home, names in HOMES.items() for name in names}

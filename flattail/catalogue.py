@@ -45,9 +45,8 @@ class Entry:
 
 def entries(kind: str) -> list[Entry]:
     """What a table holds."""
-    return [
-        Entry(name, (inspect.getdoc(cls) or "").split("\n")[0], tuple(fields(cls))) for name, cls in TABLES[kind].items()
-    ]
+    table = TABLES[kind].items()
+    return [Entry(name, (inspect.getdoc(cls) or "").split("\n")[0], tuple(fields(cls))) for name, cls in table]
 
 
 def fields(cls: type) -> list[Field]:

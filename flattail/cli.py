@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -206,15 +206,13 @@ def print_table(folders: list[Path]) -> None:
 
     console = Console()
     rows = summary([read(f, root=f.parent.parent.parent) for f in folders])
-    columns: list[tuple[str, Callable[[Any], str]]] = [
-        (name, lambda row, name=name: str(row.columns[name])) for name in ("many", "medium", "few", "all")
-    ]
+    columns = ("many", "medium", "few", "all")
     for data, mine in by_data(rows).items():
         sizes = mine[0].sizes or {}
-        heads = [f"{n} ({sizes[n]})" if n in sizes else n for n, _ in columns]
+        heads = [f"{n} ({sizes[n]})" if n in sizes else n for n in columns]
         table = Table("method", *heads, "n", title=data, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for row in mine:
-            table.add_row(row.name, *(pick(row) for _, pick in columns), str(row.n))
+            table.add_row(row.name, *(str(row.columns[n]) for n in columns), str(row.n))
         console.print(table)
         for said in [*notes(mine), *warnings(mine)]:
             console.print(f"[dim]{said}[/dim]")

@@ -85,9 +85,7 @@ def evaluate(logits: Tensor, y: Tensor, *, groups: Mapping[str, Tensor] | None =
     _refuse_misfits(logits, y, groups)
     classes = logits.shape[1]
     y = y.to(logits.device, torch.int64)
-    answers, confidence, losses = (
-        torch.cat(parts).cpu() for parts in zip(*_looked_at(logits, y), strict=True)
-    )
+    answers, confidence, losses = (torch.cat(parts).cpu() for parts in zip(*_looked_at(logits, y), strict=True))
     y = y.cpu()
     confusion = torch.bincount(y * classes + answers, minlength=classes**2).view(classes, classes)
     per_class = confusion.diagonal().double() / confusion.sum(1)  # [C], 0 / 0 = NaN
@@ -145,6 +143,5 @@ def _refuse_misfits(logits: Tensor, y: Tensor, groups: Mapping[str, Tensor]) -> 
     for name, mask in groups.items():
         if mask.shape != (classes,):
             raise ValueError(
-                f"evaluate: group {name!r} has shape {tuple(mask.shape)}; give one true or false per class, "
-                f"[{classes}]"
+                f"evaluate: group {name!r} has shape {tuple(mask.shape)}; give one true or false per class, [{classes}]"
             )

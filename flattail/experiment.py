@@ -1,4 +1,4 @@
-"""One recipe with one seed: data and model are made, trained and judged, and what came of it is left in a run directory."""
+"""One recipe with one seed: data and model are made, trained and judged, and a run directory holds what came of it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import __version__, runs
+from .closures import plain
 from .data import LongTail
 from .evaluate import Scores, evaluate
-from .recipe import Recipe, RecipeError, from_tree, identity, write
+from .recipe import Recipe, from_tree, identity, write
 from .sharp import SharpnessAware
 from .sharp.report import LARGEST, SMALLEST
-from .train import (
-    Place,
-    accelerated,
-    chain_after,
-    epoch_batches,
-    fit,
-    freeze,
-    loaded,
-    logits_of,
-    plain_losses,
-    set_mode,
-)
+from .stage import clock, freeze, set_mode
+from .train import Place, accelerated, batches_from, epoch_batches, fit, logits_of
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -98,6 +89,7 @@ def run(
     judged_half = data.val if recipe.protocol.selection == "best-on-val" else data.test
 
     def score(net: nn.Module) -> float:
+        assert judged_half is not None
         logits, y = logits_of(net, judged_half, device=accelerator.device, workers=workers)
         return evaluate(logits, y).balanced
 
@@ -253,21 +245,19 @@ def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
     for i, stage in enumerate(recipe.stages):
         freeze(model, stage)
         set_mode(model, stage)
-        before = sum(s.epochs for s in recipe.stages[:i]) if stage.carry else 0
-        share = before / (before + stage.epochs + chain_after(recipe.stages, i))
-        rows = epoch_batches(data.train, stage, seed, share)[:1]
-        x, y, labels = next(loaded(data.train, stage, rows, seed, 0, accelerator, 0))
+        begun, epochs = clock(recipe.stages, i)
+        progress = begun / epochs
+        rows = epoch_batches(data.train, stage, seed, progress)[:1]
+        batch = next(batches_from(data.train, stage, rows, seed, 0, accelerator, 0))
         flat = SharpnessAware(model, stage.method, data.counts, few=data.group().get("few"), only=stage.only)
-        losses = plain_losses(model, stage.loss, data.counts, x, y)
-        given: dict[str, Any] = {"progress": share, "step": 0, "hard": losses}
-        terms = flat.terms(labels, **given)
+        losses, labels, hard = plain(model, stage.loss, data.counts, batch)
+        terms = flat.terms(labels, progress=progress, step=0, hard=hard)
         model.zero_grad()
-        flat.backward(losses, labels, share, step=0, hard=losses)
+        flat.backward(losses, labels, progress, step=0, hard=hard)
         out = flat.outcome
         assert out is not None
         lines = []
         for t in terms:
-            a = t.weight
             names = [t.name] if t.name in out.values else [n for n in out.values if n.startswith(f"{t.name} ")]
             radii = [out.radii[n].reshape(-1) for n in names if n in out.radii]
             finite = torch.cat(radii) if radii else torch.zeros(0)
@@ -276,9 +266,6 @@ def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
             if len(finite) > 1:
                 words += f" to {float(finite.max()):.3g}"
             value = sum(float(out.values[n]) for n in names)
-            lines.append((t.name, int((a != 0).sum()), float(a.sum()), words, value))
+            lines.append((t.name, int((t.weight != 0).sum()), float(t.weight.sum()), words, value))
         probes.append(Probe(i, type(stage.method).__name__, out.forwards, out.backwards, float(out.loss), lines))
     return probes
-
-
-__all__ = ["Probe", "RecipeError", "build", "environment", "load", "probe", "run", "scored"]

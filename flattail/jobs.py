@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import runs
+from .checkpoint import Place
 from .experiment import run
 from .recipe import Recipe, from_tree, to_tree
 
@@ -68,15 +68,15 @@ def one_by_one(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Pr
     folders, done = [], 0
     for job in todo:
 
-        def tell(row: dict[str, Any], job: Job = job, done: int = done) -> None:
+        def told(row: dict[str, Any], job: Job = job, done: int = done) -> None:
             said = f"{job.name}  loss {row['loss']:.3f}, train {100 * row['accuracy']:.1f} %"
             progress.update(task, completed=done + row["epoch"] + 1, said=said)
 
-        def begin(place: Any, steps: int, job: Job = job) -> None:
-            progress.update(task, said=f"{job.name}  stage {place.stage}, epoch {place.epoch}, step {place.step}/{steps}")
+        def begun(place: Place, steps: int, job: Job = job) -> None:
+            if steps > 20:
+                progress.update(task, said=f"{job.name}  epoch {place.epoch}, step {place.step} of {steps}")
 
-        long = job.epochs <= 200
-        folders.append(run(job.recipe, seed=job.seed, label=job.label, on_epoch=tell, on_step=begin, **how) if long else run(job.recipe, seed=job.seed, label=job.label, on_epoch=tell, **how))
+        folders.append(run(job.recipe, seed=job.seed, label=job.label, on_epoch=told, on_step=begun, **how))
         done += job.epochs
         progress.update(task, completed=done)
     return folders

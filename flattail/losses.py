@@ -154,9 +154,7 @@ class Focal:
         if self.weights is not None:
             v = v * class_weights(self.weights, _counts(counts, z))[y]
         miss = -torch.expm1(-v)  # 1 - p without cancellation
-        return (
-            miss.clamp(min=torch.finfo(v.dtype).eps) ** self.gamma * v
-        )  # the clamp keeps slopes finite at p = 1
+        return miss.clamp(min=torch.finfo(v.dtype).eps) ** self.gamma * v  # the clamp keeps slopes finite at p = 1
 
 
 @dataclass(frozen=True)
@@ -171,9 +169,7 @@ class LDAM:
     """
 
     s: float = 30.0  # scale of the cosines; with cosine=False of the margins only
-    max_margin: float = (
-        0.5  # margin of the rarest class (published: 0.5 on CIFAR, 0.3 on ImageNet-LT and iNat)
-    )
+    max_margin: float = 0.5  # margin of the rarest class (published: 0.5 on CIFAR, 0.3 on ImageNet-LT and iNat)
     weights: str | None = None  # class weights by name: effective, inverse, square-root
     cosine: bool = True  # logits are cosines; false: they come from a linear head, as in SSE-SAM
 

@@ -16,7 +16,10 @@ SLACK = 1e-9  # shares of epochs are floats: 0.55 of 200 is 110.00000000000001
 class Optim(Protocol):
     """What an optimiser is in a recipe."""
 
-    lr: float
+    @property
+    def lr(self) -> float:
+        """The learning rate before the schedule."""
+        ...
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser of these parameters."""

@@ -22,7 +22,7 @@ from .losses import LOSSES, Loss
 from .models import MODELS, Model
 from .optim import OPTIMS, SCHEDULES, Optim, Schedule
 from .sharp import METHODS, RADII, Method, Radius
-from .train import Stage
+from .stage import Stage
 
 
 class Dataset(Protocol):
@@ -97,7 +97,7 @@ class Recipe:
 
 # -- the tables ------------------------------------------------------------------------------------------
 
-TABLES: dict[Any, dict[str, type]] = {
+TABLES: dict[Any, dict[str, Any]] = {
     Dataset: DATASETS,
     Model: MODELS,
     Method: METHODS,
@@ -182,9 +182,12 @@ def chosen(table: dict[str, type], raw: Any, place: str) -> Any:
         return constructed(table[head], {first: tail} | fields, place)
     if tail:
         try:
-            return constructed(getattr(importlib.import_module(head), tail), fields, place)
+            cls = getattr(importlib.import_module(head), tail)
         except (ImportError, AttributeError) as error:
             raise RecipeError(f"{place}: {name!r} cannot be imported ({error})") from error
+        if not dataclasses.is_dataclass(cls):
+            raise RecipeError(f"{place}: {name!r} is no dataclass, so it has no fields to read")
+        return constructed(cls, fields, place)
     raise RecipeError(f"{place}: nothing is called {name!r}; {guess(name, table)}")
 
 
@@ -192,8 +195,6 @@ def constructed(cls: Any, raw: Any, place: str) -> Any:
     """A dataclass from its fields; unknown and missing ones are refused."""
     if not isinstance(raw, dict):
         raise RecipeError(f"{place}: the fields of a {cls.__name__} are needed, not {raw!r}")
-    if not dataclasses.is_dataclass(cls):
-        raise RecipeError(f"{place}: {cls.__module__}:{cls.__name__} is no dataclass, so it has no fields to read")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in raw:
         if key not in fields:
@@ -202,9 +203,8 @@ def constructed(cls: Any, raw: Any, place: str) -> Any:
         if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise RecipeError(f"{place}: {cls.__name__} needs `{name}`")
     hints = typing.get_type_hints(cls)
-    values = {
-        name: built(hints[name], named_as(fields[name].default, value), f"{place}.{name}") for name, value in raw.items()
-    }
+    given = {name: named_as(fields[name].default, value) for name, value in raw.items()}
+    values = {name: built(hints[name], value, f"{place}.{name}") for name, value in given.items()}
     try:
         return cls(**values)
     except RecipeError:

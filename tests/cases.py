@@ -1,5 +1,7 @@
 """Tiny models, labels and one or more instances of every method: what the tests of the engine run on."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +24,8 @@ from flattail.sharp import (
 COUNTS = torch.tensor([500, 200, 120, 60, 30, 8])  # class 5 is "few"; three classes are tail at eta=100
 CLASSES = len(COUNTS)
 BATCH = 22
+LAYERS = r"backbone\.2|head"
+SAMPLES = partial(CCSAM, average="samples")  # the only average whose radius 0 is ERM
 
 # instances of every row of METHODS: (label, method, the same method without radius)
 CASES = {
@@ -42,14 +46,14 @@ CASES = {
     ],
     "focalsam": [("focalsam", FocalSAM(), FocalSAM(rho=0.0))],
     "ccsam": [
-        ("ccsam", CCSAM(), CCSAM(scale=0.0)),
+        ("ccsam", SAMPLES(), SAMPLES(scale=0.0)),
         (
             "ccsam-released",
-            CCSAM(scale=0.01, cap=float("inf"), mix=0.3, norm="per-tensor"),
-            CCSAM(scale=0.0, mix=0.3, norm="per-tensor"),
+            SAMPLES(scale=0.01, cap=float("inf"), mix=0.3, norm="per-tensor"),
+            SAMPLES(scale=0.0, mix=0.3, norm="per-tensor"),
         ),
-        ("ccsam-all", CCSAM(scope="all"), CCSAM(scale=0.0, scope="all")),
-        ("ccsam-layers", CCSAM(scope=r"backbone\.2|head", mix=0.5), CCSAM(scale=0.0, scope="head", mix=0.5)),
+        ("ccsam-all", SAMPLES(scope="all"), SAMPLES(scale=0.0, scope="all")),
+        ("ccsam-layers", SAMPLES(scope=LAYERS, mix=0.5), SAMPLES(scale=0.0, scope=LAYERS, mix=0.5)),
     ],
     "window": [("window", Window(SAM(rho=0.1), 0.05, 0.5), Window(SAM(rho=0.0)))],
     "every": [("every", Every(SAM(rho=0.1), 2), Every(SAM(rho=0.0), 2))],

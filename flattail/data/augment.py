@@ -136,7 +136,12 @@ def blended(x: Tensor, plain: Tensor, m: Tensor) -> Tensor:
     return (x * (1 + m) - plain * m).clamp_(0, 255).to(torch.uint8)
 
 
-# Images [b, ch, H, W] (uint8) and magnitudes [b, 1, 1, 1]; what is plain is torchvision's image at factor 0.
+def gray(x: Tensor) -> Tensor:
+    """The brightness of images, [b, 1, H, W]."""
+    return T.rgb_to_grayscale(x) if x.shape[1] == 3 else x
+
+
+# Images [b, ch, H, W] (uint8) and magnitudes [b, 1, 1, 1] to images; torchvision's, but each with its own magnitude.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ShearX": lambda x, m: moved(x, m * middles(x.shape[-2], x)[:, None], 0.0),
     "ShearY": lambda x, m: moved(x, 0.0, m * middles(x.shape[-1], x)),
@@ -144,8 +149,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "TranslateY": lambda x, m: moved(x, 0.0, -m.trunc()),
     "Rotate": turned,
     "Brightness": lambda x, m: blended(x, torch.zeros_like(x), m),
-    "Color": lambda x, m: blended(x, T.adjust_saturation(x, 0.0), m),
-    "Contrast": lambda x, m: blended(x, T.adjust_contrast(x, 0.0), m),
+    "Color": lambda x, m: blended(x, gray(x), m) if x.shape[1] == 3 else x,
+    "Contrast": lambda x, m: blended(x, gray(x).float().mean((1, 2, 3), keepdim=True), m),
     "Sharpness": lambda x, m: blended(x, T.adjust_sharpness(x, 0.0), m),
     "Posterize": lambda x, m: x & (256 - 2 ** (8 - m.int())).to(torch.uint8),
     "Solarize": lambda x, m: torch.where(x >= m, 255 - x, x),

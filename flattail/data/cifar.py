@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from flattail.data import npz
 from flattail.data.halves import Tensors
 from flattail.data.longtail import LongTail, assembled
-from flattail.data.profile import HEAD_3_4_3, STRICT, Shots, factor_of, long_tail, ranks, subset
+from flattail.data.profile import HEAD_3_4_3, STRICT, Profile, Shots, Subset, factor_of, long_tail, ranks, subset
 
 MIRROR = "FLATTAIL_CIFAR_MIRROR"  # environment variable: the address of a folder that holds the archive
 PATIENCE = 30  # seconds to wait for a silent host
@@ -46,8 +46,8 @@ class CIFAR10LT:
     """CIFAR-10-LT: small photographs in 10 classes (Krizhevsky 2009; Cao et al., NeurIPS 2019)."""
 
     imbalance: float = 100  # largest class over smallest (in (0, 1): its inverse)
-    profile: str = "exponential"  # exponential, step or pareto; class 0 is the largest
-    subset: str = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
+    profile: Profile = "exponential"  # exponential, step or pareto; class 0 is the largest
+    subset: Subset = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
     size: int = 32  # side of the images in pixels; others than 32 are made once, by area averaging
     shots: Shots = HEAD_3_4_3  # which classes are many, medium and few
 
@@ -61,8 +61,8 @@ class CIFAR100LT:
     """CIFAR-100-LT: small photographs in 100 classes (Krizhevsky 2009; Cao et al., NeurIPS 2019)."""
 
     imbalance: float = 100  # largest class over smallest (in (0, 1): its inverse)
-    profile: str = "exponential"  # exponential, step or pareto; class 0 is the largest
-    subset: str = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
+    profile: Profile = "exponential"  # exponential, step or pareto; class 0 is the largest
+    subset: Subset = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
     size: int = 32  # side of the images in pixels; others than 32 are made once, by area averaging
     shots: Shots = STRICT  # which classes are many, medium and few
 

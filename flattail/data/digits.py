@@ -8,7 +8,7 @@ import torch
 
 from flattail.data.halves import Tensors, statistics
 from flattail.data.longtail import LongTail, assembled
-from flattail.data.profile import HEAD_3_4_3, Shots, long_tail
+from flattail.data.profile import HEAD_3_4_3, Profile, Shots, long_tail
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class DigitsLT:
     """Scanned 8x8 digits: 1,797 images, 50 per class kept apart for the test, the others long-tailed."""
 
     imbalance: float = 20  # largest class over smallest (in (0, 1): its inverse)
-    profile: str = "exponential"  # exponential, step or pareto; digit 0 is the largest class
+    profile: Profile = "exponential"  # exponential, step or pareto; digit 0 is the largest class
     shots: Shots = HEAD_3_4_3  # which classes are many, medium and few
 
     def load(self, root: Path) -> LongTail:

@@ -8,7 +8,7 @@ pareto        n_j = ⌊n_max · (1 + (IF^{1/6} − 1)·j/(C−1))^{−6}⌋
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ def pareto(largest: float, classes: int, factor: float) -> list[int]:
     reach = factor ** (-1 / 6) - 1
     return [int(largest * (1 + reach * j / (classes - 1)) ** -6) for j in range(classes)]
 
+
+Profile = Literal["exponential", "step", "pareto"]
+Subset = Literal["cao", "cc", "first"]
 
 PROFILES: dict[str, Callable[[float, int, float], list[int]]] = {
     "exponential": exponential,
@@ -118,8 +121,6 @@ def by_bounds(many: Tensor, few: Tensor) -> dict[str, Tensor]:
 class Strict:
     """Many n > 100, few n < 20 (Kang et al., ICLR 2020; SSE-SAM, ImbSAM, Focal-SAM)."""
 
-    rule: ClassVar[str] = "strict"
-
     def group(self, counts: Tensor) -> dict[str, Tensor]:
         """Masks [C] of the classes that are many, medium and few."""
         return by_bounds(counts > 100, counts < 20)
@@ -128,8 +129,6 @@ class Strict:
 @dataclass(frozen=True)
 class Inclusive:
     """Many n >= 100, few n <= 20 (OLTR's code, CC-SAM's code)."""
-
-    rule: ClassVar[str] = "inclusive"
 
     def group(self, counts: Tensor) -> dict[str, Tensor]:
         """Masks [C] of the classes that are many, medium and few."""
@@ -143,7 +142,6 @@ class Slices:
     many: int = 36  # classes in the head
     medium: int = 35  # classes in the middle
     few: int = 29  # classes in the tail
-    rule: ClassVar[str] = "mislas"
 
     def group(self, counts: Tensor) -> dict[str, Tensor]:
         """Masks [C] of the classes that are many, medium and few."""
@@ -163,7 +161,6 @@ class Thresholds:
 
     many: int = 1000  # more samples than this: many
     few: int = 200  # fewer samples than this: few
-    rule: ClassVar[str] = "thresholds"
 
     def group(self, counts: Tensor) -> dict[str, Tensor]:
         """Masks [C] of the classes that are many, medium and few."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from flattail.data.halves import Augment, Draw, augmented, normalised
@@ -140,9 +140,8 @@ class _Reader:
 
     def __call__(self, row: int) -> Tensor | _Broken:
         try:
-            with Image.open(self.paths[row]) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = pil_loader(self.paths[row])
+        except (OSError, SyntaxError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             return _Broken(
                 f"{self.paths[row]} is not a readable image ({reason}): restore it, or drop it from the data"
@@ -209,7 +208,12 @@ def _stream(items: _Items, steps: Iterable[Draw], loaders: dict, key: tuple) -> 
             generator=torch.Generator(),
         )
     loaders[key].batch_sampler.draws = steps  # type: ignore[union-attr]
+    broken = None
     for batch in loaders[key]:
         if isinstance(batch, _Broken):
-            raise ValueError(batch.message)
+            broken = batch
+            break
         yield batch
+    if broken:
+        del loaders[key]  # and with it the workers, before an exception keeps this frame alive
+        raise ValueError(broken.message)

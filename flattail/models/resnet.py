@@ -80,9 +80,7 @@ class Backbone(nn.Module):
         return self.stages(z).mean((2, 3))
 
 
-def cifar_resnet(
-    blocks: int, classes: int, channels: int, *, width: int, norm: NormName, head: HeadName
-) -> Split:
+def cifar_resnet(blocks: int, classes: int, channels: int, *, width: int, norm: NormName, head: HeadName) -> Split:
     """The network of `blocks` blocks a stage; convolutions and linear head start Kaiming-normal (fan-in)."""
     if width < 1:
         raise ValueError(f"model.width: must be 1 or more, and is {width}")
@@ -148,9 +146,7 @@ class ResNet34Cifar:
 
         net = resnet34(norm_layer=NORMS[self.norm])
         net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(
-            net.conv1.weight, mode="fan_out", nonlinearity="relu"
-        )  # as torchvision's others
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's others
         net.maxpool = nn.Identity()
         head = HEADS[self.head](net.fc.in_features, classes)
         net.fc = nn.Identity()

@@ -33,9 +33,7 @@ def _beheaded(net: nn.Module, name: str) -> int:
     """Replace the last linear layer by an identity; the size of the features it was given."""
     linear = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linear or linear[-1][1].out_features != 1000:  # SqueezeNet ends in a convolution
-        raise ValueError(
-            f"model: torchvision's {name} does not end in a linear layer; choose another, or timm's"
-        )
+        raise ValueError(f"model: torchvision's {name} does not end in a linear layer; choose another, or timm's")
     path, last = linear[-1]
     net.set_submodule(path, nn.Identity())
     return last.in_features

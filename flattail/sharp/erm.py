@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .terms import Context, Term
 
@@ -12,7 +12,7 @@ from .terms import Context, Term
 class ERM:
     """The loss where it stands, as `loss.backward()` would have it."""
 
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def terms(self, at: Context) -> list[Term]:
         """Everybody, at w."""

@@ -6,7 +6,7 @@ L(w) + sum_c s_c [L_c(w + e) - L_c(w)],   s_c = strength (1 - pi_c)^gamma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .perturb import l2_ball
 from .radius import Radius, check_radius, radius_at
@@ -20,7 +20,7 @@ class FocalSAM:
     rho: Radius = 0.2  # radius of the ball
     strength: float = 0.5  # lambda: share of the climbed loss for an infinitely rare class
     gamma: float = 3.0  # how fast the share falls with a class's frequency pi_c
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .passes import Look, Processes, call, coefficients, noise_state, same_noise, unit_of
 from .perturb import TINY, Radial, answering, kept_buffers, norm, recorded, routed
-from .sums import Sums, accumulate, add_to_grad
+from .sums import Sums, accumulate, add_to_grad, positive
 from .terms import Part, Term
 
 
@@ -69,6 +69,7 @@ def head_step(
     carried: dict[str, list[Tensor | None]] = {}
     finite, mass = torch.ones((), dtype=torch.bool, device=device), torch.zeros((), device=device)
     values: dict[str, Tensor] = {}
+    gap, own, radii = torch.zeros_like(mass), torch.zeros_like(mass), []
     with processes.heard():
         for look in looks:
             last, term = look is looks[-1], look.terms[name]
@@ -82,7 +83,8 @@ def head_step(
                 sums.divide(processes)
 
             # 2. climb
-            moved, out.radii[name] = head.climbed(sight, common or sight.slopes, term)
+            moved, radius = head.climbed(sight, common or sight.slopes, term)
+            radii.append(radius)
             finite = finite & torch.isfinite(sums.loss) & torch.isfinite(moved.detach().sum())
 
             # 3. look from the moved head, the backbone answering what it answered before
@@ -95,7 +97,8 @@ def head_step(
                     with torch.no_grad(), answering(head.module, sight.logits.detach()):
                         here, _, _ = call(term.losses, None, len(term.weight))
             objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
-            out.gaps[name] = coefficients(term, look.masses) @ (there - here).detach() / sums.own[name].sum()
+            gap = gap + coefficients(term, look.masses) @ (there - here).detach()
+            own = sums.own[name].sum() + (0 if together else own)
 
             # micro-batches that climb apart are averaged by their mass
             own_mass = torch.ones_like(sums.mass) if together else sums.mass * unit
@@ -116,6 +119,7 @@ def head_step(
             if not together or last:
                 out.loss = out.loss + sums.loss * own_mass
     out.loss, out.finite = out.loss / mass, finite
+    out.gaps[name], out.radii[name] = gap / positive(own), torch.stack(radii).nanmean(0)
     out.values = {n: value / mass for n, value in values.items()}
     return out
 

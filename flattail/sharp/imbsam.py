@@ -40,7 +40,7 @@ class ImbSAM:
     eta: Eta = 20  # classes with fewer samples are tail; "few": the data set's few-shot classes
     tail_weight: float = 1.0  # factor of the tail's loss; 2 in the authors' code
     over: Literal["batch", "members"] = "batch"  # divide by the batch, or each group by its own size (SSE-SAM's copy)
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)

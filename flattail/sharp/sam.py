@@ -9,7 +9,7 @@ arXiv 2212.13827).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .perturb import adaptive_ball, l2_ball
 from .radius import Radius, check_radius, radius_at
@@ -21,7 +21,7 @@ class SAM:
     """Everybody from one climb: the loss nearby is made low."""
 
     rho: Radius = 0.05  # radius of the ball; Saddle uses 0.1 to 0.8 on CIFAR-LT
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
@@ -37,7 +37,7 @@ class ASAM:
 
     rho: Radius = 0.5  # radius of the stretched ball
     floor: float = 0.01  # added to |w|, so that zero weights can move
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.rho)

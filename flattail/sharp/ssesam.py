@@ -6,7 +6,7 @@ max_{||e|| <= rho_head} L_head(w + e)  +  max_{||e|| <= rho_tail} L_tail(w + e),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .imbsam import Eta, check_split, tail_classes
 from .perturb import l2_ball
@@ -22,7 +22,7 @@ class SSESAM:
     tail_rho: Radius = 0.10
     switch: float = 0.7  # gamma in the paper: share of training after which the head stays at w; 0: from the start
     eta: Eta = 100  # classes with fewer samples are tail; "few": the data set's few-shot classes
-    where: ClassVar = "weights"
+    where: ClassVar[Literal["weights", "head"]] = "weights"
 
     def __post_init__(self) -> None:
         check_radius(self.head_rho)

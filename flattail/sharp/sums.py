@@ -72,7 +72,7 @@ def accumulate(into: dict[str, list[Tensor | None]], name: str, grads: Sequence[
 
 
 def unshared(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same gradients, each in memory of its own: autograd may hand one tensor to two parameters, or an expanded one."""
+    """The same gradients, each in memory of its own: autograd may hand out one tensor twice, or an expanded one."""
     taken: set[int] = set()
     own: list[Tensor | None] = []
     for g in grads:

@@ -10,7 +10,7 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 
 from flattail.data.addressed import seeds, uniform
-from flattail.data.augment import AUGMENTS, AutoAugment, Crop, Cutout, Flip
+from flattail.data.augment import AUGMENTS, OPERATIONS, AutoAugment, Crop, Cutout, Flip
 
 SEEDS = seeds(7, torch.arange(64))
 
@@ -90,6 +90,24 @@ def test_windows_are_clipped_at_the_border_not_moved_inside():
     assert 64 <= holes.min() < 90  # a centre in a corner leaves a quarter
 
 
+SPACE = Published(AutoAugmentPolicy.CIFAR10)._augmentation_space(10, (32, 32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SPACE)
+def test_every_operation_equals_torchvision_at_every_magnitude(name, channels):
+    magnitudes, signed = SPACE[name]
+    m = magnitudes.flatten().float()
+    m = torch.cat([m, -m]) if signed else m
+    x = images(len(m), channels)
+    out = OPERATIONS[name](x, m[:, None, None, None])
+    reference = torch.stack(
+        [_apply_op(i, name, v, InterpolationMode.NEAREST, None) for i, v in zip(x, m.tolist(), strict=True)]
+    )
+    assert (out != reference).double().mean() < 2e-3  # pixels halfway between two
+    assert out.dtype == torch.uint8
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [32, 16])
 def test_autoaugment_equals_torchvision_on_every_image_alone(channels, side):
@@ -107,8 +125,7 @@ def test_autoaugment_equals_torchvision_on_every_image_alone(channels, side):
                 image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, None)
         expected.append(image)
     off = (AutoAugment()(x, key).int() - torch.stack(expected).int()).abs()
-    assert (off > 1).double().mean() < 1e-3
-    assert (off > 0).double().mean() < 1e-2
+    assert (off > 0).double().mean() < 1e-3
 
 
 def test_autoaugment_wants_uint8():

@@ -1,0 +1,130 @@
+"""A checkpoint: tensors and a place, written whole or not at all; and the signals that ask for one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .runs import replacing
+
+
+class Place(NamedTuple):
+    """Where training stands: the step to be done next."""
+
+    stage: int = 0
+    epoch: int = 0  # of the stage
+    step: int = 0  # of the epoch
+
+
+@dataclass
+class Meters:
+    """Sums over the steps of an epoch, on the device."""
+
+    loss: Tensor | float = 0.0
+    right: Tensor | float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds beside model and optimiser."""
+
+    place: Place = Place()
+    steps: int = 0  # taken in the whole run
+    meters: Meters = field(default_factory=Meters)
+    report: dict[str, Any] | None = None  # of the epoch that was cut short
+    best: float = float("-inf")
+    best_epoch: int = -1
+    best_model: dict[str, Tensor] | None = None
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    state: State,
+    identity: str,
+) -> None:
+    """Write a checkpoint; the one before survives whatever happens meanwhile."""
+    if not accelerator.is_main_process:
+        return
+    content = {
+        "identity": identity,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        "state": vars(state) | {"place": tuple(state.place), "meters": vars(state.meters)},
+    }
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | None:
+    """What a checkpoint holds, or None where there is none.
+
+    Raises:
+        ValueError: for a damaged checkpoint, or one of another recipe.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        plain = saved["state"]
+        state = State(**plain | {"place": Place(*plain["place"]), "meters": Meters(**plain["meters"])})
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint, or is damaged: remove it to start over ({error})") from error
+    if saved["identity"] != identity:
+        raise ValueError(f"{path} is a checkpoint of another recipe: use another --out, or remove it to start over")
+    return saved, state
+
+
+class Interrupted(SystemExit):
+    """SIGTERM or SIGINT came: a checkpoint was written, and the process ends with 128 and the signal's number."""
+
+
+class Stop:
+    """Which signal asked to stop, if one did."""
+
+    signal: int = 0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Take note, so that the next step is not begun. A second signal ends the process at once."""
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+
+    def agreed(self, accelerator: Accelerator, step: int) -> int:
+        """The signal to stop for before this step, or 0; processes ask each other at every tenth step."""
+        if accelerator.num_processes == 1:
+            return self.signal
+        if step % 10:
+            return 0
+        asked = torch.zeros(accelerator.num_processes, device=accelerator.device)
+        asked[accelerator.process_index] = self.signal
+        return int(accelerator.reduce(asked).max())
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """SIGTERM and SIGINT are noted inside; only the main thread can."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
