@@ -106,7 +106,7 @@ def weights_step(
     looks = looks_of(present(ungrouped(parts, processes), processes), apart)
     terms: dict[str, Term] = {}
     for look in looks:
-        terms = look.terms | terms
+        terms |= look.terms
     climbing = [n for n, t in terms.items() if t.climb is not None]
     untouched = all(p.grad is None for p in trained)
 

@@ -64,7 +64,8 @@ class Radial:
         return Radial(lambda w, g, k: self._one(w, g, k, group), self.per_tensor, self.cap)
 
     def _one(self, weight: Tensor, slopes: Tensor, size: int, group: int) -> Tensor:
-        return torch.stack([self.length(weight, g, size)[group] for g in slopes])
+        lengths = [self.length(weight, g, size) for g in slopes]
+        return torch.stack([at if at.ndim == 0 else at[group] for at in lengths])  # alike for all groups, or [G]
 
 
 def l2_ball(rho: float) -> Radial:

@@ -92,5 +92,7 @@ def zeros_if_none(grad: Tensor | None, parameter: Tensor) -> Tensor:
 def add_to_grad(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], factor: Tensor) -> None:
     """`.grad += factor * grads`; what was not used keeps no gradient, as with `loss.backward()`."""
     for p, g in zip(parameters, grads, strict=True):
-        if g is not None:
-            p.grad = g * factor if p.grad is None else p.grad.add_(g * factor)
+        if g is not None and p.grad is None:
+            p.grad = torch.mul(g, factor, out=torch.empty_like(p))  # in the parameter's own memory layout
+        elif g is not None:
+            p.grad.add_(g * factor)

@@ -232,7 +232,7 @@ ORACLES = {
         CCSAM(scale=0.1, cap=INF, average="class-sum"),
         ccsam_paper(("head",), scale=0.1, average="class-sum"),
     ),
-    "ccsam-head-mixed": (SAMPLES(scale=0.1, mix=0.3), ccsam_paper(("head",), scale=0.1, mix=0.3, cap=0.1)),
+    "ccsam-head-mixed": (SAMPLES(scale=0.1, cap=0.1, mix=0.3), ccsam_paper(("head",), scale=0.1, mix=0.3, cap=0.1)),
     "ccsam-layers": (
         SAMPLES(scale=0.1, cap=INF, scope=LAYERS),
         ccsam_paper(LAST, scale=0.1),

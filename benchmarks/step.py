@@ -1,0 +1,156 @@
+"""What a step of every method costs: ratios to a plain step of the same model and batch, in one interleaved run.
+
+The bound of a method is its passes at the price of a forward (F) and a backward (B) measured in the same run:
+(f F + b B + rest) / (F + B + rest), `rest` being the optimiser. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flattail.data import Draw, Tensors
+from flattail.data.augment import Crop, Flip
+from flattail.models import ResNet32
+from flattail.sharp import ASAM, CCSAM, SAM, SSESAM, FocalSAM, ImbSAM, Method, SharpnessAware
+
+
+@dataclass
+class Case:
+    """A method, where in training it stands, and the passes it should cost."""
+
+    name: str
+    method: Method
+    forwards: float
+    backwards: float
+    progress: float = 0.0
+    norm: str = "batch"
+
+
+def cases(tail: float) -> list[Case]:
+    """Every method of the table; `tail` is the share of tail samples in the batch."""
+    return [
+        Case("SAM", SAM(), 2, 2),
+        Case("ASAM", ASAM(), 2, 2),
+        Case("ImbSAM", ImbSAM(eta=100), 2, 3),
+        Case("Focal-SAM", FocalSAM(), 2, 3),
+        Case("SSE-SAM, before the switch", SSESAM(), 3, 4),
+        Case("SSE-SAM, after the switch", SSESAM(), 2, 3, progress=0.9),
+        Case("CC-SAM, head", CCSAM(), 1, 1),
+        Case("ImbSAM, rows apart", ImbSAM(eta=100), 1 + tail, 1 + tail, norm="group"),
+        Case("SSE-SAM, rows apart, before", SSESAM(), 2, 2, norm="group"),
+        Case("SSE-SAM, rows apart, after", SSESAM(), 1 + tail, 1 + tail, progress=0.9, norm="group"),
+    ]
+
+
+class Bench:
+    """One model with its optimiser, and steps of it."""
+
+    def __init__(self, norm: str, x: Tensor, y: Tensor, counts: Tensor) -> None:
+        torch.manual_seed(0)
+        self.model = ResNet32(norm=norm).build(len(counts))  # type: ignore[arg-type]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=2e-4)
+        self.x, self.y, self.counts = x, y, counts
+
+    def losses(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The closure of the batch."""
+        return F.cross_entropy(self.model(self.x[rows]), self.y[rows], reduction="none")
+
+    def plain(self) -> None:
+        """The step of a plain loop."""
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(self.x), self.y).backward()
+        self.optimizer.step()
+
+    def step(self, case: Case) -> Callable[[], None]:
+        """The step of a method."""
+        flat = SharpnessAware(self.model, case.method, self.counts)
+
+        def run() -> None:
+            self.optimizer.zero_grad()
+            flat.backward(self.losses, self.y, case.progress)
+            self.optimizer.step()
+
+        return run
+
+    def parts(self) -> tuple[float, float, float]:
+        """Seconds of a forward, a backward and an optimiser's step."""
+        times = [time.perf_counter()]
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        times.append(time.perf_counter())
+        loss.backward()
+        times.append(time.perf_counter())
+        self.optimizer.step()
+        times.append(time.perf_counter())
+        forward, backward, rest = (b - a for a, b in pairwise(times))
+        return forward, backward, rest
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """Of one call."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; a row is their median")
+    parser.add_argument("--batch", type=int, default=128)
+    args = parser.parse_args()
+
+    counts = torch.tensor([int(500 * 0.01 ** (j / 99)) for j in range(100)])
+    generator = torch.Generator().manual_seed(0)
+    y = torch.multinomial(counts.float(), args.batch, True, generator=generator)
+    x = torch.randn(args.batch, 3, 32, 32, generator=generator)
+    tail = float((counts < 100)[y].float().mean())
+    benches = {norm: Bench(norm, x, y, counts) for norm in ("batch", "group")}
+    rows = cases(tail)
+    steps = {case.name: benches[case.norm].step(case) for case in rows}
+    taken: dict[str, list[float]] = {name: [] for name in [*steps, "plain batch", "plain group", "data"]}
+    parts: dict[str, list[tuple[float, float, float]]] = {norm: [] for norm in benches}
+
+    images = torch.randint(0, 256, (10847, 3, 32, 32), dtype=torch.uint8)
+    half = Tensors(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3)
+    draw = Draw(torch.arange(args.batch), torch.arange(args.batch))
+    for i in range(args.rounds + 2):
+        for norm, bench in benches.items():
+            parts[norm].append(bench.parts())
+            taken[f"plain {norm}"].append(seconds(bench.plain))
+        for name, step in steps.items():
+            taken[name].append(seconds(step))
+        taken["data"].append(seconds(lambda: list(half.batches([draw], augment=(Crop(), Flip())))))
+        if i == 1:  # warmed up
+            taken, parts = {name: [] for name in taken}, {norm: [] for norm in parts}
+
+    threads = torch.get_num_threads()
+    print(f"ResNet-32, batch {args.batch}, 100 classes, {threads} CPU threads, torch {torch.__version__}")
+    for norm in benches:
+        f, b, rest = (statistics.median(p) for p in zip(*parts[norm], strict=True))
+        print(f"{norm} norm: forward {1e3 * f:.0f} ms, backward {1e3 * b:.0f} ms, optimiser {1e3 * rest:.1f} ms")
+    share = statistics.median(d / p for d, p in zip(taken["data"], taken["plain batch"], strict=True))
+    print(f"data (crop, flip, normalise): {100 * share:.1f} % of a plain step\n")
+    print("| step | passes | bound | measured | spread | measured / bound |\n| --- | --- | --- | --- | --- | --- |")
+    for case in rows:
+        plain = taken[f"plain {case.norm}"]
+        f, b, rest = (statistics.median(p) for p in zip(*parts[case.norm], strict=True))
+        bound = (case.forwards * f + case.backwards * b + rest) / (f + b + rest)
+        ratios = sorted(t / p for t, p in zip(taken[case.name], plain, strict=True))
+        middle = statistics.median(ratios)
+        spread = f"{ratios[len(ratios) // 4]:.2f}…{ratios[-1 - len(ratios) // 4]:.2f}"
+        passes = f"{case.forwards:.3g}F + {case.backwards:.3g}B"
+        print(f"| {case.name} | {passes} | {bound:.2f} | {middle:.2f} | {spread} | {middle / bound:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The shipped recipes: in step with their table, true to the protocols they name, and able to train."""
+
+import importlib.util
+import math
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+
+from flattail.data import CIFAR10LT, DigitsLT, LongTail, Tensors
+from flattail.data.longtail import assembled
+from flattail.data.profile import long_tail
+from flattail.losses import LDAM
+from flattail.models import ResNet8, ResNet34Cifar
+from flattail.optim import Cosine
+from flattail.recipe import Recipe, from_tree, read, write
+from flattail.sharp import ERM, FocalSAM
+from flattail.train import Stage, fit
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+PATHS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+BATCH = 8
+
+
+def loaded_table(folder: Path):
+    spec = importlib.util.spec_from_file_location(f"recipe_table_{len(sys.modules)}", folder / "table.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLE = loaded_table(FOLDER)
+
+
+def recipe(path: str) -> Recipe:
+    return read(FOLDER / f"{path}.yaml")
+
+
+# -- the files -----------------------------------------------------------------------------------------
+
+
+def test_table_and_files_are_in_step():
+    assert TABLE.main(check=True) == 0
+    assert [one.path for one in TABLE.shipped()] == list(dict.fromkeys(one.path for one in TABLE.shipped()))
+    assert sorted(one.path for one in TABLE.shipped()) == PATHS
+
+
+def test_check_finds_a_changed_a_missing_and_a_surplus_file(tmp_path, capsys):
+    shutil.copytree(FOLDER, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    table = loaded_table(tmp_path / "recipes")
+    assert table.main(check=True) == 0
+    (tmp_path / "recipes/digits-lt/ce.yaml").open("a").write("# more\n")
+    (tmp_path / "recipes/digits-lt/imbsam.yaml").unlink()
+    (tmp_path / "recipes/digits-lt/other.yaml").write_text("title: x\n")
+    assert table.main(check=True) == 1
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert named == ["digits-lt/ce.yaml", "digits-lt/imbsam.yaml", "digits-lt/other.yaml"]
+    assert table.main(check=False) == 0
+    assert table.main(check=True) == 0
+
+
+def test_the_issue_s_recipes_are_all_there():
+    saddle = [f"{a}{b}" for a in ("ce", "ce-drw", "ldam-drw", "vs", "vs-drw") for b in ("", "-sam")]
+    sse = [f"r34-{a}{b}" for a in ("ce", "ldam", "la", "vs") for b in ("", "-sam", "-imbsam", "-ssesam")]
+    cifar = [*saddle, *sse, "focalsam", "ccsam", "ccsam-released"]
+    digits = ["ce", "ce-sam", "imbsam", "ssesam", "focalsam", "ccsam"]
+    wanted = [f"cifar{c}-lt-100/{name}" for c in (10, 100) for name in cifar] + [f"digits-lt/{name}" for name in digits]
+    assert sorted(wanted) == PATHS
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_recipe_reads_back_from_what_it_writes(path):
+    this = recipe(path)
+    for defaults in (False, True):
+        assert from_tree(yaml.safe_load(write(this, defaults=defaults))) == this
+    about, command = (FOLDER / f"{path}.yaml").read_text().splitlines()[:2]
+    assert about.startswith("# ") and len(about) <= 120
+    assert command == f"# flattail train recipes/{path}.yaml"
+    assert this.title and this.notes and any("ours" in note.lower() for note in this.notes)
+
+
+def test_titles_are_unique_within_a_folder():
+    for folder in {path.split("/")[0] for path in PATHS}:
+        titles = [recipe(path).title for path in PATHS if path.startswith(f"{folder}/")]
+        assert sorted(set(titles)) == sorted(titles)
+
+
+def test_expected_figures_are_those_listed_with_a_source():
+    assert TABLE.PUBLISHED.keys() <= set(PATHS)
+    for path in PATHS:
+        expect = recipe(path).expect
+        if path in TABLE.PUBLISHED:
+            assert (expect.accuracy, expect.source) == TABLE.PUBLISHED[path]
+            assert expect.source and expect.status == "paper-only"
+        else:
+            assert expect is None
+
+
+# -- the protocols: closed forms of METHODS 1, 3 and 6, by epoch (0-based) -----------------------------------
+
+
+def rates(this: Recipe) -> list[float]:
+    """The learning rate of every epoch of a recipe of one chain."""
+    total = sum(s.epochs for s in this.stages)
+    stages = [s for s in this.stages for _ in range(s.epochs)]
+    return [s.optim.lr * s.schedule(epoch, total) for epoch, s in enumerate(stages)]
+
+
+def of_protocol(names: str) -> list[str]:
+    wanted = {
+        "sse": lambda name: name.startswith("r34-"),
+        "cc": lambda name: name.startswith("ccsam"),
+        "focal": lambda name: name == "focalsam",
+    }
+    wanted["saddle"] = lambda name: not any(wanted[w](name) for w in ("sse", "cc", "focal"))
+    return [p for p in PATHS if p.startswith("cifar") and wanted[names](p.split("/")[1])]
+
+
+def settings(path: str) -> tuple:
+    this = recipe(path)
+    (shared,) = {(s.batch, s.optim.lr, s.optim.momentum, s.drop_last, s.mixup) for s in this.stages}
+    assert sum(s.epochs for s in this.stages) == 200
+    assert [type(a).__name__ for s in this.stages for a in s.augment] == ["Crop", "Flip"] * len(this.stages)
+    assert all(a.pad == 4 for s in this.stages for a in s.augment if type(a).__name__ == "Crop")
+    assert all(s.buffers == "all" for s in this.stages if s.method.where == "weights" and s.method != ERM())
+    assert this.data.imbalance == 100 and this.data.profile == "exponential"
+    return this.data.subset, this.protocol.views, *shared
+
+
+@pytest.mark.parametrize("path", of_protocol("saddle"))
+def test_saddle(path):
+    assert settings(path) == ("cao", "one", 128, 0.1, 0.9, False, 0)
+    this = recipe(path)
+    assert {s.optim.weight_decay for s in this.stages} == {2e-4}
+    rate = rates(this)
+    assert rate[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+    assert rate[159:161] == pytest.approx([0.1, 1e-3]) and rate[179:181] == pytest.approx([1e-3, 1e-5])
+    if "-drw" in path:
+        early, late = this.stages
+        assert (early.epochs, early.carry, early.loss.weights) == (160, False, None)
+        assert late == replace(early, epochs=40, carry=True, loss=replace(early.loss, weights="effective"))
+    assert all((this.model.head == "cosine") == isinstance(s.loss, LDAM) for s in this.stages)
+
+
+def test_saddle_s_published_radii():
+    for c, radii in (("10", (0.1, 0.5, 0.8)), ("100", (0.2, 0.8, 0.8))):
+        for name, rho in zip(("ce", "ce-drw", "ldam-drw"), radii, strict=True):
+            assert {s.method.rho for s in recipe(f"cifar{c}-lt-100/{name}-sam").stages} == {rho}
+
+
+@pytest.mark.parametrize("path", of_protocol("sse"))
+def test_ssesam(path):
+    assert settings(path) == ("first", "flip", 64, 0.01, 0.9, False, 0)
+    this = recipe(path)
+    assert this.stages[0].optim.weight_decay == 1e-3
+    rate = rates(this)
+    assert rate[0] == pytest.approx(0.0099994, abs=1e-7) and rate[-1] == pytest.approx(0, abs=1e-12)
+    assert isinstance(this.model, ResNet34Cifar) and this.model.head == "linear"
+    if hasattr(this.stages[0].method, "eta"):
+        base = 5000.0 if "cifar10-" in path else 500.0
+        counts = long_tail("exponential", base, 10 if base == 5000 else 100, 100)
+        assert int((counts < this.stages[0].method.eta).sum()) == (6 if base == 5000 else 65)
+
+
+@pytest.mark.parametrize("path", of_protocol("focal"))
+def test_focalsam(path):
+    assert settings(path) == ("cao", "one", 64, 0.1, 0.9, False, 0)
+    (stage,) = recipe(path).stages
+    assert stage.schedule == Cosine() and stage.loss.tau == 1
+    wanted = (FocalSAM(0.2, 0.5, 3.0), 2e-4) if "cifar10-" in path else (FocalSAM(0.3, 0.8, 3.2), 1e-3)
+    assert (stage.method, stage.optim.weight_decay) == wanted
+
+
+@pytest.mark.parametrize("path", of_protocol("cc"))
+def test_ccsam(path):
+    assert settings(path) == ("cc", "one", 64, 0.1, 0.9, True, 1.0)
+    this = recipe(path)
+    assert this.stages[0].optim.weight_decay == 2e-4
+    rate = [r / 0.1 for r in rates(this)]
+    assert rate[:6] == pytest.approx([0.4667, 0.6, 0.7333, 0.8667, 1, 1], abs=1e-4)
+    assert rate[158:160] == pytest.approx([1, 0.1]) and rate[178:180] == pytest.approx([0.1, 0.01])
+    method = this.stages[0].method
+    if path.endswith("released"):
+        assert (method.scale, method.cap, method.norm, method.labels) == (1e-6, math.inf, "per-tensor", "hard")
+        assert method.mix == (0.3 if "cifar10-" in path else 0.5)
+    else:
+        assert (method.norm, method.mix, method.scope) == ("global", 1.0, "head")
+
+
+# -- every recipe trains --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """An epoch of one batch: the first images of the classes, from both ends of the tail."""
+
+    def __call__(self, y, batch, *, generator, progress, drop_last=False):
+        order = torch.randperm(len(y), generator=generator)
+        order = order[y[order].argsort(stable=True)]
+        return [torch.cat([order[: BATCH // 2], order[-BATCH // 2 :]])]
+
+
+@cache
+def made_up(classes: int, size: int, channels: int, shots) -> LongTail:
+    """Random images under the counts of the real data: eta and the groups mean what they mean there."""
+    if classes == 10 and size == 8:
+        counts = DigitsLT().load(Path()).counts
+    else:
+        counts = long_tail("exponential", 50000 / classes, classes, 100)
+    y = torch.arange(classes).repeat_interleave(counts)
+    pool = torch.randint(
+        0, 256, (64, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    stats = (0.5,) * channels, (0.25,) * channels
+    train, test = Tensors(pool[torch.arange(len(y)) % 64], y, *stats), Tensors(pool[:10], torch.arange(10), *stats)
+    return assembled(train, test, names=[str(c) for c in range(classes)], shots=shots, title="made up")
+
+
+def shrunk(stage: Stage) -> Stage:
+    return replace(stage, epochs=2, sampler=OneBatch(), batch=BATCH)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_recipe_trains(path):
+    this = recipe(path)
+    if isinstance(this.data, DigitsLT):
+        data = made_up(10, 8, 1, this.data.shots)
+    else:
+        data = made_up(10 if isinstance(this.data, CIFAR10LT) else 100, 32, 3, this.data.shots)
+    model = ResNet8(width=8, head=this.model.head) if isinstance(this.model, ResNet34Cifar) else this.model
+    torch.manual_seed(0)
+    net = model.build(data.classes, data.channels)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    rows = []
+    fit(net, data, [shrunk(s) for s in this.stages], accelerator=Accelerator(cpu=True), on_epoch=rows.append)
+    assert len(rows) == 2 * len(this.stages)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert all(torch.isfinite(t).all() for t in net.state_dict().values())
+    assert all(not torch.equal(p, before[n]) for n, p in net.named_parameters())
+    moving = {name for row in rows for name, term in row["terms"].items() if term["radius"] > 0}
+    assert bool(moving) == (this.stages[0].method != ERM())
+
+
+def test_the_large_network_has_the_published_size():
+    with torch.device("meta"):
+        net = ResNet34Cifar().build(100, 3)
+        assert net(torch.empty(2, 3, 32, 32)).shape == (2, 100)
+    assert 21.2e6 < sum(p.numel() for p in net.parameters()) < 21.4e6
