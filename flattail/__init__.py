@@ -17,7 +17,7 @@ HOMES = {
     "flattail.experiment": ["run"],
     "flattail.stage": ["Stage"],
     "flattail.train": ["fit"],
-    "flattail.evaluate": ["evaluate", "Scores"],
+    "flattail.scores": ["evaluate", "Scores"],
 }  # fmt: skip
 NAMES = {name: home for home, names in HOMES.items() for name in names}
 

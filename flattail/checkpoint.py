@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,8 +67,8 @@ def save(
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "state": vars(state) | {"place": tuple(state.place), "meters": vars(state.meters)},
     }
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | None:
@@ -97,12 +98,13 @@ class Stop:
     """Which signal asked to stop, if one did."""
 
     signal: int = 0
+    since: float = 0.0
 
     def __call__(self, number: int, frame: Any) -> None:
-        """Take note, so that the next step is not begun. A second signal ends the process at once."""
-        if self.signal:
+        """Take note, so that the next step is not begun; asked again after two seconds, end the process at once."""
+        if self.signal and time.monotonic() - self.since > 2:
             raise SystemExit(128 + number)
-        self.signal = number
+        self.signal, self.since = self.signal or number, self.since or time.monotonic()
 
     def agreed(self, accelerator: Accelerator, step: int) -> int:
         """The signal to stop for before this step, or 0; processes ask each other at every tenth step."""

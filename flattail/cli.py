@@ -26,10 +26,14 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a value: 
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """A user's mistake is one message and exit code 2, never a traceback."""
+    """A user's mistake is one message and exit code 2, never a traceback; a run that was stopped says how to go on."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FloatingPointError, OSError, ImportError) as error:
+    except SystemExit as stopped:
+        if stopped.code in (130, 143):
+            typer.secho("flattail: stopped, with a checkpoint; the same command with --resume goes on", err=True)
+        raise
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         full = getattr(error, "errno", None) == 28
         text = f"the disk is full, and what was written before is whole: {error}" if full else str(error)
         typer.secho(f"flattail: {text}", fg="red", err=True)
@@ -90,7 +94,8 @@ def show(
         if more:
             raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: show one of them")
         value = read(path, set_ or ())
-        console.print(Syntax(write(value), "yaml", background_color="default"))
+        text = Syntax("", "yaml", theme="ansi_dark", background_color="default").highlight(write(value))
+        console.print(text, soft_wrap=True)
         data = load(value, root, 0)
         console.print(f"[bold]{data.title}[/bold], fingerprint {data.fingerprint}")
         groups = ", ".join(f"{name} {int(mask.sum())}" for name, mask in data.group().items())
@@ -127,6 +132,8 @@ def train(
 
         paths = found(recipes)
         values = {label(path): read(path, set_ or ()) for path in paths}
+        if len(values) < len(paths):
+            raise ValueError("two of these recipes have the same folder and name, and so the same runs: rename one")
         folders = run_all(values, numbers(seeds), jobs=jobs, out=out, device=device, root=root, resume=resume)
         if folders:
             print_table(folders)
@@ -191,6 +198,8 @@ def numbers(text: str) -> list[int]:
         first, dash, last = piece.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"--seeds {text}: write 0, 0-2 or 0,3,7")
+        if int(last or first) < int(first):
+            raise ValueError(f"--seeds {text}: {piece} runs backwards")
         seeds += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(seeds))
 

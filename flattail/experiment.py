@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 from torch import nn
 
 from . import __version__, runs
 from .closures import plain
 from .data import LongTail
-from .evaluate import Scores, evaluate
-from .recipe import Recipe, from_tree, identity, write
+from .scores import Scores, evaluate
+from .recipe import Recipe, Tracker, from_tree, identity, write
 from .sharp import SharpnessAware
 from .sharp.report import LARGEST, SMALLEST
 from .stage import clock, freeze, set_mode
@@ -61,16 +65,16 @@ def run(
     """
     folder = Path(out) / label / str(seed)
     text = write(recipe)
+    if (folder / runs.RECIPE).exists():
+        runs.create(out, label, seed, recipe=text)
     if (folder / runs.SCORES).exists():
-        return runs.create(out, label, seed, recipe=text)
+        return folder
     if folder.exists() and not resume and any((folder / f).exists() for f in (runs.LOG, CHECKPOINT)):
         raise ValueError(f"{folder} holds an unfinished run: add --resume to go on with it, or remove the folder")
-    logging = {} if recipe.tracker is None else {"log_with": recipe.tracker.name, "project_dir": str(folder)}
-    accelerator = accelerated(device, recipe.precision, **logging)
+    accelerator = accelerated(device, recipe.precision, **tracked(recipe.tracker, folder))
     data = load(recipe, root, seed)
     model = build(recipe, data, seed)
-    for stage in recipe.stages:
-        SharpnessAware(model, stage.method, data.counts, few=data.group().get("few"))
+    refuse_impossible(recipe, data, model)
     if accelerator.is_main_process:
         runs.create(out, label, seed, recipe=text)
     accelerator.wait_for_everyone()
@@ -100,7 +104,8 @@ def run(
         checkpoint=folder / CHECKPOINT, every=every, identity=f"{identity(recipe)}/{seed}",
         score=None if recipe.protocol.selection == "last" else score, on_epoch=keep, on_step=on_step,
     )  # fmt: skip
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if not accelerator.is_main_process:
         return folder
     logits, y = logits_of(
@@ -119,8 +124,8 @@ def run(
         "warnings": warnings(recipe, rows),
     }
     runs.write_logits(folder, logits.numpy(), y.numpy())
-    with runs.replacing(folder / runs.MODEL) as partial:
-        save_file({n: t.contiguous().cpu() for n, t in model.state_dict().items()}, partial)
+    weights = as_safetensors({n: t.contiguous().cpu() for n, t in model.state_dict().items()})
+    runs.write_bytes(folder / runs.MODEL, weights)
     runs.write_json(folder / runs.ENV, environment(accelerator, data, time.monotonic() - began, rows))
     runs.write_json(folder / runs.SCORES, scores)
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -128,16 +133,53 @@ def run(
 
 
 def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
-    """The recipe's data; with a validation half carved out of train if the protocol asks for one."""
+    """The recipe's data; with a validation half carved out of train if the protocol asks for one.
+
+    Raises ValueError if the protocol selects on a validation half, and there is none.
+    """
     data = recipe.data.load(Path(root))
     share = recipe.protocol.validation
-    return data.carve(share, seed) if share else data
+    if share:
+        return data.carve(share, seed)
+    if recipe.protocol.selection == "best-on-val" and data.val is None:
+        raise ValueError(
+            f"protocol.selection: best-on-val needs a validation half, which {data.title} lacks: "
+            "write a share of the training images, e.g. `validation: 0.1`"
+        )
+    return data
 
 
 def build(recipe: Recipe, data: LongTail, seed: int) -> nn.Module:
     """The recipe's model, its weights drawn from the seed."""
     torch.manual_seed(seed)
     return recipe.model.build(data.classes, data.channels)
+
+
+def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
+    """Raise ValueError for a stage that could not train this model on these data, before anything is written."""
+    names = [n for n, _ in model.named_parameters()]
+    for i, stage in enumerate(recipe.stages):
+        place = f"recipe.stages[{i}]"
+        try:
+            flat = SharpnessAware(model, stage.method, data.counts, few=data.group().get("few"), only=stage.only)
+            epoch_batches(data.train, stage, 0, 0.0)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        only = flat.how["only"]
+        if only is not None and not any(re.search(only, n) for n in names):
+            raise ValueError(f"{place}: no parameter has {only!r} in its name; the first names are {names[:3]}")
+
+
+def tracked(tracker: Tracker | None, folder: Path) -> dict[str, Any]:
+    """What an Accelerator is told of a tracker. ImportError, naming the extra, if its package is not installed."""
+    if tracker is None:
+        return {}
+    if find_spec(tracker.name) is None:
+        raise ImportError(
+            f"recipe.tracker: {tracker.name} is not installed: `pip install 'flattail[{tracker.name}]'`, "
+            "or leave the tracker out with --set tracker=null"
+        )
+    return {"log_with": tracker.name, "project_dir": str(folder)}
 
 
 def start_tracker(recipe: Recipe, accelerator: Accelerator, name: str) -> None:
@@ -219,8 +261,12 @@ def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"),
     recipe = from_tree(done.recipe)
     data = load(recipe, root, done.seed)
     model = build(recipe, data, done.seed)
-    model.load_state_dict(load_file(done.path / runs.MODEL))
-    accelerator = accelerated(device, recipe.precision)
+    try:
+        model.load_state_dict(load_file(done.path / runs.MODEL))
+    except (SafetensorError, RuntimeError) as error:
+        path = done.path / runs.MODEL
+        raise ValueError(f"{path} does not hold this run's weights: train it again ({error})") from error
+    accelerator = accelerated(device, "fp32")
     logits, y = logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")
     return evaluate(logits, y, groups=groups)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import runs
-from .checkpoint import Place
+from .checkpoint import Interrupted, Place, stopping
 from .experiment import run
 from .recipe import Recipe, from_tree, to_tree
 
@@ -46,7 +47,7 @@ def run_all(
     root: Path,
     resume: bool,
 ) -> list[Path]:
-    """Run every recipe with every seed; returns the run directories.
+    """Run every recipe with every seed; returns the run directories, in the main process alone.
 
     With several jobs a failing run does not stop the others; its message is raised at the end.
     """
@@ -60,7 +61,8 @@ def run_all(
     with Progress(*columns, disable=not main) as progress:
         task = progress.add_task("epochs of all runs", total=sum(j.epochs for j in todo), said="")
         work = one_by_one if jobs == 1 else some_at_a_time
-        return work(todo, jobs, how, progress, task)
+        folders = work(todo, jobs, how, progress, task)
+    return folders if main else []
 
 
 def one_by_one(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Progress, task: Any) -> list[Path]:
@@ -83,41 +85,58 @@ def one_by_one(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Pr
 
 
 def some_at_a_time(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Progress, task: Any) -> list[Path]:
-    """In worker processes that share the cores; progress is read off their logs."""
-    folders: dict[str, Path] = {}
-    failed: list[str] = []
+    """In processes that share the cores; progress is read off their logs. SIGTERM and SIGINT stop all of them."""
+    waiting, running, failed = list(todo), dict[str, Worker](), list[str]()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
-    with pool:
-        waiting: dict[Future[Path], Job] = {
-            pool.submit(run_tree, to_tree(j.recipe), seed=j.seed, label=j.label, **how): j for j in todo
-        }
-        by_name = {j.name: j for j in todo}
-        try:
-            while waiting:
-                ready, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    job = waiting.pop(future)
-                    try:
-                        folders[job.name] = future.result()
-                    except Exception as error:
-                        failed.append(f"{job.name}: {error}")
-                epochs = {n: j.epochs if n in folders else logged(how["out"] / n) for n, j in by_name.items()}
-                now = [n for n, e in epochs.items() if 0 < e < by_name[n].epochs]
-                progress.update(task, completed=sum(epochs.values()), said=", ".join(now[:3]))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with stopping() as stop:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                job = waiting.pop(0)
+                running[job.name] = start(to_tree(job.recipe), threads, {"seed": job.seed, "label": job.label, **how})
+            wait([w.process.sentinel for w in running.values()], timeout=0.5)
+            if stop.signal:
+                for worker in running.values():
+                    worker.process.terminate()
+                for worker in running.values():
+                    worker.process.join()
+                raise Interrupted(128 + stop.signal)
+            for name in [n for n, w in running.items() if not w.process.is_alive()]:
+                process, said = running.pop(name)
+                if process.exitcode:
+                    failed.append(f"{name}: {said.recv() if said.poll() else f'ended with code {process.exitcode}'}")
+            epochs = {j.name: min(logged(how["out"] / j.name), j.epochs) for j in todo}
+            progress.update(task, completed=sum(epochs.values()), said=", ".join(running))
     if failed:
         raise ValueError("; ".join(failed))
-    return [folders[j.name] for j in todo]
+    return [how["out"] / j.name for j in todo]
 
 
-def run_tree(tree: Any, **how: Any) -> Path:
-    """A run from a recipe that travelled to a worker as plain values."""
-    return run(from_tree(tree), **how)
+class Worker(NamedTuple):
+    """A process that does one run, and where it says what went wrong."""
+
+    process: BaseProcess
+    said: Connection
+
+
+def start(tree: Any, threads: int, how: dict[str, Any]) -> Worker:
+    """Begin a run in a process of its own, forked from one that has imported torch already where there is fork."""
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(kind)
+    context.set_forkserver_preload(["flattail.experiment"])
+    said, tell = context.Pipe(duplex=False)
+    process = context.Process(target=run_tree, args=(tree, threads, tell), kwargs=how)
+    process.start()
+    return Worker(process, said)
+
+
+def run_tree(tree: Any, threads: int, tell: Connection, **how: Any) -> None:
+    """A run from a recipe that travelled as plain values; the user's mistakes are told, others are tracebacks."""
+    torch.set_num_threads(threads)
+    try:
+        run(from_tree(tree), **how)
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        tell.send(str(error))
+        raise SystemExit(2) from error
 
 
 def logged(folder: Path) -> int:

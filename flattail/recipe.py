@@ -22,7 +22,7 @@ from .losses import LOSSES, Loss
 from .models import MODELS, Model
 from .optim import OPTIMS, SCHEDULES, Optim, Schedule
 from .sharp import METHODS, RADII, Method, Radius
-from .stage import Stage
+from .stage import Stage, refuse_misfits
 
 
 class Dataset(Protocol):
@@ -42,8 +42,8 @@ class EvaluationProtocol:
     views: Literal["one", "flip"] = "one"  # "flip": logits averaged over an image and its mirror
 
     def __post_init__(self) -> None:
-        if self.selection == "best-on-val" and not self.validation:
-            raise ValueError("selection: best-on-val needs a validation share, e.g. `validation: 0.1`")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation: a share in [0, 1), e.g. 0.1, and not {self.validation}")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ class Recipe:
     notes: tuple[str, ...] = ()  # which settings are the paper's, which the released code's, which ours
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("stages: a recipe needs at least one")
-        if self.stages[0].carry:
-            raise ValueError("stages[0].carry: there is no stage before the first; remove it")
+        refuse_misfits(self.stages)
         for i, stage in enumerate(self.stages):
             wanted, head = getattr(stage.loss, "head", None), getattr(self.model, "head", None)
             if wanted is not None and head is not None and wanted != head:
@@ -148,10 +145,10 @@ def from_tree(tree: Any) -> Recipe:
 
 def built(kind: Any, raw: Any, place: str) -> Any:
     """A value of a kind (a dataclass, a choice from a table, a tuple of them, a plain type) from plain values."""
-    if kind in TABLES and (isinstance(raw, (dict, str)) or kind is not Radius):
-        return chosen(TABLES[kind], raw, place)
-    if kind is Radius:
+    if kind is Radius and not isinstance(raw, dict) and (not isinstance(raw, str) or is_number(raw)):
         return plain(float, raw, place)
+    if kind in TABLES:
+        return chosen(TABLES[kind], raw, place)
     if dataclasses.is_dataclass(kind):
         return constructed(kind, raw, place)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -184,7 +181,9 @@ def chosen(table: dict[str, type], raw: Any, place: str) -> Any:
         try:
             cls = getattr(importlib.import_module(head), tail)
         except (ImportError, AttributeError) as error:
-            raise RecipeError(f"{place}: {name!r} cannot be imported ({error})") from error
+            raise RecipeError(
+                f"{place}: {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
+            ) from error
         if not dataclasses.is_dataclass(cls):
             raise RecipeError(f"{place}: {name!r} is no dataclass, so it has no fields to read")
         return constructed(cls, fields, place)
@@ -221,11 +220,22 @@ def named_as(default: Any, raw: Any) -> Any:
 
 def plain(kind: Any, raw: Any, place: str) -> Any:
     """A value of a plain type, checked by pydantic."""
+    if isinstance(raw, bool) and kind in (int, float):
+        raise RecipeError(f"{place}: a number is needed; this is {raw!r}")
     try:
         return pydantic.TypeAdapter(kind).validate_python(raw)
     except pydantic.ValidationError as error:
         said = "; ".join(dict.fromkeys(e["msg"] for e in error.errors()))
         raise RecipeError(f"{place}: {said}; this is {raw!r}") from error
+
+
+def is_number(text: str) -> bool:
+    """Whether a text spells a number, as `1e-4`, which YAML takes for a text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def guess(word: str, known: typing.Iterable[str]) -> str:
@@ -256,7 +266,10 @@ def replaced(tree: Any, assignment: str) -> Any:
         if depth < len(keys) - 1:
             node = node[index]
     old = node[index] if isinstance(node, list) else node.get(index)
-    new = yaml.safe_load(value)
+    try:
+        new = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
     if index == "name" and isinstance(node, dict) and old != new:
         node = kept_fields(node, new, keys)
     else:
@@ -266,10 +279,11 @@ def replaced(tree: Any, assignment: str) -> Any:
 
 def kept_fields(node: dict[str, Any], name: str, keys: list[str]) -> dict[str, Any]:
     """Change what is chosen, keeping the fields that the new choice has as well."""
-    table = next((t for t in TABLES.values() if node["name"] in t and name in t), None)
+    head = str(name).partition(":")[0]
+    table = next((t for t in TABLES.values() if node["name"] in t and head in t), None)
     node["name"] = name
     if table is not None:
-        known = {f.name for f in dataclasses.fields(table[name])}
+        known = [f.name for f in dataclasses.fields(table[head])][":" in name :]
         for field in [f for f in node if f != "name" and f not in known]:
             del node[field]
     return node
@@ -310,8 +324,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def identity(recipe: Recipe) -> str:
-    """What tells recipes apart: a hash of the resolved tree."""
-    return hashlib.sha256(write(recipe).encode()).hexdigest()[:16]
+    """What tells recipes apart: a hash of the resolved tree as it is read (a float given as 20 is 20.0)."""
+    return hashlib.sha256(write(from_tree(to_tree(recipe))).encode()).hexdigest()[:16]
 
 
 # -- where recipes live ------------------------------------------------------------------------------------

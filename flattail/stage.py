@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -48,6 +50,29 @@ class Stage:
             raise ValueError(f"mixup: must be 0 or more, and is {self.mixup}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: must be positive, and is {self.clip}")
+        try:
+            re.compile(self.only or "")
+        except re.error as error:
+            raise ValueError(f"only: {self.only!r} is no regular expression ({error})") from error
+
+
+def refuse_misfits(stages: Sequence[Stage]) -> None:
+    """Raise ValueError for stages that cannot follow each other: a carried optimiser stays what it is."""
+    if not stages:
+        raise ValueError("stages: at least one is needed")
+    if stages[0].carry:
+        raise ValueError("stages[0].carry: there is no stage before the first; remove it")
+    for i, (before, stage) in enumerate(pairwise(stages), start=1):
+        if stage.carry and stage.train != before.train:
+            raise ValueError(
+                f"stages[{i}].carry: the optimiser of the stage before is kept, which trains `{before.train}`, "
+                f"not `{stage.train}`: write the same `train`, or remove `carry`"
+            )
+        if stage.carry and replace(stage.optim, lr=before.optim.lr) != before.optim:  # type: ignore[type-var]
+            raise ValueError(
+                f"stages[{i}].optim: the optimiser of the stage before is kept (`carry`), only its `lr` may differ: "
+                "write the same `optim`, or remove `carry`"
+            )
 
 
 def clock(stages: Sequence[Stage], i: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ batch), and no state: a checkpoint is tensors and a place, and workers or proces
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from . import checkpoint as checkpoints
@@ -23,7 +26,7 @@ from .data.addressed import address, seeds
 from .data.halves import Draw, Half, in_order
 from .data.longtail import LongTail
 from .sharp import SharpnessAware
-from .stage import Stage, clock, freeze, set_mode, set_rate
+from .stage import Stage, clock, freeze, refuse_misfits, set_mode, set_rate
 
 __all__ = ["Interrupted", "Place", "Stage", "accelerated", "fit", "logits_of"]
 
@@ -65,10 +68,11 @@ def fit(
         The epoch (0-based, over the whole run) whose weights the model holds.
 
     Raises:
-        ValueError: for a checkpoint of another recipe.
-        FloatingPointError: at a loss that is not finite, naming the step and the last good checkpoint.
+        ValueError: for stages that do not fit each other, or a checkpoint of another recipe.
+        FloatingPointError: at a loss or slope that is not finite, naming the step and the last good checkpoint.
         Interrupted: after SIGTERM or SIGINT, with a checkpoint written.
     """
+    refuse_misfits(stages)
     accelerator = accelerator or Accelerator()
     model.to(accelerator.device)
     run = Training(
@@ -78,6 +82,8 @@ def fit(
     if saved is not None:
         tensors, run.state = saved
         model.load_state_dict(tensors["model"])
+        if not accelerator.is_main_process:
+            run.state.meters.right = 0.0  # it is the sum over processes that was saved
     trainable = [p.requires_grad for p in model.parameters()]
     optimizer: torch.optim.Optimizer | None = None
     with torch.random.fork_rng(), stopping() as stop:
@@ -91,6 +97,9 @@ def fit(
                     accelerator.scaler.load_state_dict(tensors["scaler"])
                 saved = None
             train_stage(run, i, optimizer, stop)
+        if optimizer is not None and (number := stop.agreed(accelerator, 0)):
+            run.save(optimizer)
+            raise Interrupted(128 + number)
     for p, was in zip(model.parameters(), trainable, strict=True):
         p.requires_grad_(was)
     if run.state.best_model is not None:
@@ -154,6 +163,8 @@ def train_stage(run: Training, i: int, optimizer: torch.optim.Optimizer, stop: S
             run.save(optimizer)
     accelerator.unwrap_model(net, keep_fp32_wrapper=False)
     accelerator._models.clear()
+    if run.compile:
+        compiled(run.model, stage)._compiled_call_impl = None
 
 
 def train_epoch(
@@ -177,6 +188,7 @@ def train_epoch(
         state.place = Place(i, epoch, step)
         if number := stop.agreed(accelerator, step):
             meters.seconds += time.monotonic() - since
+            meters.right = over_processes(meters.right, accelerator)
             state.report = vars(flat.report)
             run.save(optimizer)
             raise Interrupted(128 + number)
@@ -186,17 +198,16 @@ def train_epoch(
         set_rate(optimizer, stage, now, epochs)
         optimizer.zero_grad()
         loss, right = step_backward(run, flat, stage, batch, now / epochs, address(key, step, "mixup"))
-        if accelerator.scaler is None and (accelerator.device.type == "cpu" or step % 50 == 0):
+        if accelerator.device.type == "cpu" or (accelerator.scaler is None and step % 50 == 0):
             must_be_finite(loss, run)
         step_optimizer(optimizer, stage, accelerator)
         state.steps += 1
         meters.loss = meters.loss + loss * len(batches[step])
         meters.right = meters.right + right
         meters.images += len(batches[step])
-    right = accelerator.reduce(torch.as_tensor(meters.right, dtype=torch.float32, device=accelerator.device))
+    right = over_processes(meters.right, accelerator)
     mean = torch.as_tensor(meters.loss) / meters.images
-    if accelerator.scaler is None:
-        must_be_finite(mean, run)
+    must_be_finite(mean, run)
     state.meters = Meters()
     return {
         "loss": float(mean),
@@ -212,7 +223,10 @@ def train_epoch(
 def step_backward(
     run: Training, flat: SharpnessAware, stage: Stage, batch: Batch, progress: float, key: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of a step; returns the loss at w and the number of images that were classified rightly."""
+    """The gradient of a step; returns the loss at w and the number of images that were classified rightly.
+
+    The loss is NaN where it or a slope is not finite; but where a scaler deals with slopes, only their loss counts.
+    """
     how = (flat.model, stage.loss, run.data.counts)
     twice = stage.method.where == "weights"
     objectives = [
@@ -221,8 +235,11 @@ def step_backward(
     ]
     losses, labels, hard = (list(each) for each in zip(*objectives, strict=True))
     loss = flat.backward(losses, labels, progress, step=run.state.steps, hard=hard, scaler=run.accelerator.scaler)
-    assert flat.outcome is not None
-    return loss, torch.cat(flat.outcome.seen).sum()
+    out = flat.outcome
+    assert out is not None and out.finite is not None
+    if run.accelerator.scaler is None:
+        loss = torch.where(out.finite, loss, torch.nan)
+    return loss, torch.cat(out.seen).sum()
 
 
 def step_optimizer(optimizer: torch.optim.Optimizer, stage: Stage, accelerator: Accelerator) -> None:
@@ -240,16 +257,21 @@ def step_optimizer(optimizer: torch.optim.Optimizer, stage: Stage, accelerator: 
 
 
 def must_be_finite(loss: Tensor, run: Training) -> None:
-    """Stop at a loss that is not finite."""
+    """Stop at a loss that is not finite, or whose slope was not."""
     if torch.isfinite(loss):
         return
     stage, epoch, step = run.state.place
     there = run.checkpoint is not None and run.checkpoint.exists()
     kept = f"the last good checkpoint is {run.checkpoint}" if there else "there is no checkpoint yet"
     raise FloatingPointError(
-        f"the loss is {float(loss)} in stage {stage}, epoch {epoch}, step {step}; {kept}. "
+        f"the loss or its slope is not finite in stage {stage}, epoch {epoch}, step {step}; {kept}. "
         "Lower the learning rate or rho, add a warm-up, or clip the gradient"
     )
+
+
+def over_processes(right: Tensor | float, accelerator: Accelerator) -> Tensor:
+    """The sum of what the processes counted."""
+    return accelerator.reduce(torch.as_tensor(right, dtype=torch.float32, device=accelerator.device))
 
 
 # -- batches -------------------------------------------------------------------------------------------
@@ -284,15 +306,19 @@ def batches_from(
 
 def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
     """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16."""
-    if device is not None and not device.startswith(("cpu", "cuda", "mps")):
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device: {device!r} is none; choose cpu, cuda, cuda:1 or mps")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: mps was asked for, but torch sees no Apple GPU here: use cpu")
     if device is not None and device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(f"device: {device} was asked for, but torch sees no GPU here: use cpu")
-        torch.cuda.set_device(device if ":" in device else 0)
+        number, there = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+        if number >= there:
+            raise ValueError(f"device: {device} was asked for, but torch sees {there or 'no'} GPUs here: use cpu")
+        torch.cuda.set_device(number)
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision: fp16 needs a GPU; on the CPU use bf16 or fp32")
     mixed_precision = "no" if precision == "fp32" else precision
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())  # else the first precision stays
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[ddp], **how)
 
@@ -300,8 +326,13 @@ def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
 def prepared(model: nn.Module, stage: Stage, accelerator: Accelerator, compile: bool) -> nn.Module:
     """The model as the steps call it: compiled if asked, cast, and shared among the processes."""
     if compile:
-        (model.get_submodule("backbone") if stage.method.where == "head" else model).compile()
+        compiled(model, stage).compile()
     return accelerator.prepare_model(model)
+
+
+def compiled(model: nn.Module, stage: Stage) -> nn.Module:
+    """What is compiled: the model, or for methods that look inside it the backbone."""
+    return model.get_submodule("backbone") if stage.method.where == "head" else model
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:

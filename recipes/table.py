@@ -83,10 +83,10 @@ def digits() -> Iterator[Shipped]:
     )  # fmt: skip
     methods: dict[str, tuple[str, Method, str]] = {
         "ce": ("CE", ERM(), "Cross-entropy"),
-        "ce-sam": ("CE + SAM", SAM(0.1), "SAM (Foret et al., ICLR 2021)"),
-        "imbsam": ("ImbSAM", ImbSAM(0.1, eta="few"), "ImbSAM (Zhou et al., ICCV 2023)"),
-        "ssesam": ("SSE-SAM", SSESAM(0.05, 0.1, 0.7, eta="few"), f"SSE-SAM ({SSE})"),
-        "focalsam": ("Focal-SAM", FocalSAM(0.1, 0.8, 3.0), f"Focal-SAM ({FOCAL})"),
+        "ce-sam": ("CE + SAM", SAM(0.05), "SAM (Foret et al., ICLR 2021)"),
+        "imbsam": ("ImbSAM", ImbSAM(0.05, eta="few"), "ImbSAM (Zhou et al., ICCV 2023)"),
+        "ssesam": ("SSE-SAM", SSESAM(0.02, 0.05, 0.7, eta="few"), f"SSE-SAM ({SSE})"),
+        "focalsam": ("Focal-SAM", FocalSAM(0.05, 0.8, 3.0), f"Focal-SAM ({FOCAL})"),
         "ccsam": ("CC-SAM", CCSAM(), f"CC-SAM, stage 1 ({CC})"),
     }
     for name, (title, method, about) in methods.items():
@@ -95,7 +95,10 @@ def digits() -> Iterator[Shipped]:
             f"{about} on scanned digits made long-tailed, imbalance 20",
             Recipe(
                 DigitsLT(), ResNet8(), (replace(stage, method=method),), title=title,
-                notes=("Ours throughout: no paper trains on digits-LT; a run takes seconds on one CPU core.",),
+                notes=(
+                    "Ours throughout: no paper trains on digits-LT. Radii and the cap were chosen from a few on 30 % of "
+                    "the training images, kept apart, with 3 seeds: so few that only gross differences show.",
+                ),
             ),
         )  # fmt: skip
 
@@ -174,7 +177,7 @@ def ssesam() -> Iterator[Shipped]:
     )  # fmt: skip
     losses: dict[str, Loss] = {"ce": CE(), "ldam": LDAM(cosine=False), "la": LA(0.75), "vs": VS(0.05, 0.75)}
     eta = {"cifar10-lt-100": 1000, "cifar100-lt-100": 100}
-    data = {
+    data: dict[str, Any] = {
         "cifar10-lt-100": CIFAR10LT(100, subset="first", shots=Thresholds(1000, 200)),
         "cifar100-lt-100": CIFAR100LT(100, subset="first"),
     }

@@ -248,6 +248,18 @@ def test_recipe_trains(path):
     assert bool(moving) == (this.stages[0].method != ERM())
 
 
+def test_the_large_network_itself_takes_a_step():
+    this = recipe("cifar100-lt-100/r34-ce-ssesam")
+    net = this.model.build(100, 3)
+    fit(
+        net,
+        made_up(100, 32, 3, this.data.shots),
+        [replace(shrunk(this.stages[0]), epochs=1)],
+        accelerator=Accelerator(cpu=True),
+    )
+    assert all(torch.isfinite(t).all() for t in net.state_dict().values())
+
+
 def test_the_large_network_has_the_published_size():
     with torch.device("meta"):
         net = ResNet34Cifar().build(100, 3)

@@ -27,6 +27,7 @@ from .passes import (
     seen_whole,
     takes_rows,
     treats_rows_apart,
+    under,
     unit_of,
 )
 from .perturb import TINY, Radial, displaced, kept_buffers, norm
@@ -85,7 +86,17 @@ def sharp_backward(
     in_head = where == "head" and any(t.climb is not None for p in parts for t in p.terms)
     step = head_step if in_head else weights_step
     how: dict[str, Any] = {"scale": scale, "together": climb_together, "buffers": buffers, "dropout": dropout}
-    return step(parts, model, place, Outcome(torch.zeros(())), **how)
+    kind = place[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return step(parts, model, place, Outcome(torch.zeros(())), **how)
+    # autocast is for the closures' forward passes: sums, climbs and backward passes keep their precision
+    cast = torch.autocast(kind, torch.get_autocast_dtype(kind))
+    parts = [
+        Part(under(cast, p.losses), [replace(t, losses=t.losses and under(cast, t.losses)) for t in p.terms])
+        for p in parts
+    ]
+    with torch.autocast(kind, enabled=False):
+        return step(parts, model, place, Outcome(torch.zeros(())), **how)
 
 
 def weights_step(

@@ -88,32 +88,33 @@ def head_step(
             finite = finite & torch.isfinite(sums.loss) & torch.isfinite(moved.detach().sum())
 
             # 3. look from the moved head, the backbone answering what it answered before
-            state = noise.get(look.part)
-            with processes.quiet(last), answering(head.backbone, sight.features), same_noise(state, device):
-                with answering(head.module, moved):
-                    there, _, _ = call(term.losses or look.losses, None, len(term.weight))
-                here = look.values
-                if term.losses is not None:
-                    with torch.no_grad(), answering(head.module, sight.logits.detach()):
-                        here, _, _ = call(term.losses, None, len(term.weight))
-            objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
-            gap = gap + coefficients(term, look.masses) @ (there - here).detach()
-            own = sums.own[name].sum() + (0 if together else own)
+            with kept_buffers([model], keep=buffers == "keep"):
+                state = noise.get(look.part)
+                with processes.quiet(last), answering(head.backbone, sight.features), same_noise(state, device):
+                    with answering(head.module, moved):
+                        there, _, _ = call(term.losses or look.losses, None, len(term.weight))
+                    here = look.values
+                    if term.losses is not None:
+                        with torch.no_grad(), answering(head.module, sight.logits.detach()):
+                            here, _, _ = call(term.losses, None, len(term.weight))
+                objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
+                gap = gap + coefficients(term, look.masses) @ (there - here).detach()
+                own = sums.own[name].sum() + (0 if together else own)
 
-            # micro-batches that climb apart are averaged by their mass
-            own_mass = torch.ones_like(sums.mass) if together else sums.mass * unit
-            mass = own_mass if together else mass + own_mass
-            for n, value in objective.items():
-                values[n] = values.get(n, torch.zeros_like(own_mass)) + value.detach() * own_mass
-            poison = torch.where(finite, 1.0, torch.nan)
-            total = torch.stack(list(objective.values())).sum() * own_mass * (scale * processes.count * poison)
-            if together or last:
-                for grads in carried.values():
-                    add_to_grad(trained, grads, 1 / mass)
-                with processes.quiet(last):
-                    (total / mass).backward()
-            else:
-                accumulate(carried, "all", torch.autograd.grad(total, trained, allow_unused=True))
+                # micro-batches that climb apart are averaged by their mass
+                own_mass = torch.ones_like(sums.mass) if together else sums.mass * unit
+                mass = own_mass if together else mass + own_mass
+                for n, value in objective.items():
+                    values[n] = values.get(n, torch.zeros_like(own_mass)) + value.detach() * own_mass
+                poison = torch.where(finite, 1.0, torch.nan)
+                total = torch.stack(list(objective.values())).sum() * own_mass * (scale * processes.count * poison)
+                if together or last:
+                    for grads in carried.values():
+                        add_to_grad(trained, grads, 1 / mass)
+                    with processes.quiet(last):
+                        (total / mass).backward()
+                else:
+                    accumulate(carried, "all", torch.autograd.grad(total, trained, allow_unused=True))
             out.backwards += 1
             look.values = look.values.detach()
             if not together or last:
@@ -214,8 +215,7 @@ class Head:
     def climbed(self, sight: Sight, slopes: Slopes, term: Term) -> tuple[Tensor, Tensor]:
         """Logits `[B, C]` from where each sample's group climbed to, and `||e||/||w||` of every group `[G]`."""
         move = self.climbed_linear if slopes.by_group is None else self.climbed_any
-        with torch.autocast(sight.z.device.type, enabled=False):
-            logits, lengths = move(sight, slopes, term)
+        logits, lengths = move(sight, slopes, term)
         own = slopes.a.new_zeros(term.groups).index_add(0, slopes.by, slopes.a)
         return logits, torch.where(own != 0, lengths / (self.norm + TINY), torch.nan)
 

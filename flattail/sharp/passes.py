@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -42,6 +43,17 @@ def call(losses: Losses, rows: Tensor | None, expected: int) -> tuple[Tensor, Te
     values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     masses = torch.ones_like(values) if masses is None else masses.to(values.dtype)
     return values, masses.detach(), seen
+
+
+def under(cast: torch.autocast, losses: Losses) -> Losses:
+    """The same closure, under autocast."""
+
+    @wraps(losses, updated=())
+    def inside(**rows: Any) -> Any:
+        with cast:
+            return losses(**rows)
+
+    return inside
 
 
 def takes_rows(losses: Losses) -> bool:

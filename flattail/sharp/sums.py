@@ -67,8 +67,9 @@ def positive(mass: Tensor) -> Tensor:
 
 def accumulate(into: dict[str, list[Tensor | None]], name: str, grads: Sequence[Tensor | None]) -> None:
     """Add gradients to those kept under a name; None stays for a parameter that no loss used."""
-    old = into.get(name, [None] * len(grads))
-    into[name] = [g if k is None else k if g is None else k.add_(g) for k, g in zip(old, unshared(grads), strict=True)]
+    new = unshared(grads)
+    old = into.setdefault(name, [None] * len(new))
+    into[name] = [g if k is None else k if g is None else k.add_(g) for k, g in zip(old, new, strict=True)]
 
 
 def unshared(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -92,7 +93,9 @@ def zeros_if_none(grad: Tensor | None, parameter: Tensor) -> Tensor:
 def add_to_grad(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], factor: Tensor) -> None:
     """`.grad += factor * grads`; what was not used keeps no gradient, as with `loss.backward()`."""
     for p, g in zip(parameters, grads, strict=True):
-        if g is not None and p.grad is None:
+        if g is None:
+            continue
+        if p.grad is None:
             p.grad = torch.mul(g, factor, out=torch.empty_like(p))  # in the parameter's own memory layout
-        elif g is not None:
+        else:
             p.grad.add_(g * factor)

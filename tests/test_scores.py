@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from flattail.evaluate import NUMBERS, Scores, calibration_error, evaluate
+from flattail.scores import NUMBERS, Scores, calibration_error, evaluate
 
 
 def problem(n=400, classes=7, *, seed=0):
