@@ -255,7 +255,9 @@ def replaced(tree: Any, assignment: str) -> Any:
         place = ".".join(["recipe", *keys[:depth]])
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise RecipeError(f"--set {assignment}: {place} has the entries 0 to {len(node) - 1}, not {key!r}")
+                raise RecipeError(
+                    f"--set {assignment}: {place} has {len(node)} entries, counted from 0, and no {key!r}"
+                )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key
@@ -264,6 +266,8 @@ def replaced(tree: Any, assignment: str) -> Any:
         else:
             raise RecipeError(f"--set {assignment}: {place} is {node!r} and has no `{key}`")
         if depth < len(keys) - 1:
+            if node[index] is None or isinstance(node[index], str):  # not set yet, or a bare name
+                node[index] = {"name": node[index]} if node[index] else {}
             node = node[index]
     old = node[index] if isinstance(node, list) else node.get(index)
     try:
@@ -271,22 +275,21 @@ def replaced(tree: Any, assignment: str) -> Any:
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {assignment}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
     if index == "name" and isinstance(node, dict) and old != new:
-        node = kept_fields(node, new, keys)
+        keep_fields(node, new)
     else:
         node[index] = new
     return tree
 
 
-def kept_fields(node: dict[str, Any], name: str, keys: list[str]) -> dict[str, Any]:
+def keep_fields(node: dict[str, Any], name: str) -> None:
     """Change what is chosen, keeping the fields that the new choice has as well."""
     head = str(name).partition(":")[0]
-    table = next((t for t in TABLES.values() if node["name"] in t and head in t), None)
+    table = next((t for t in TABLES.values() if node.get("name") in t and head in t), None)
     node["name"] = name
     if table is not None:
         known = [f.name for f in dataclasses.fields(table[head])][":" in name :]
         for field in [f for f in node if f != "name" and f not in known]:
             del node[field]
-    return node
 
 
 # -- writing ---------------------------------------------------------------------------------------------

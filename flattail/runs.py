@@ -57,7 +57,7 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; numbers that are not finite become null, arrays become lists."""
-    write_text(path, json.dumps(_plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, _spelled(_plain(value)) + "\n")
 
 
 def write_logits(run: Path, logits: np.ndarray, y: np.ndarray) -> None:
@@ -207,6 +207,15 @@ class Run:
 
 
 # ---- details -----------------------------------------------------------------------------------------------
+
+
+def _spelled(value: Any, margin: str = "") -> str:
+    """JSON with a line for every entry of an object, and lists in one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    inner = margin + " "
+    lines = [f"{inner}{json.dumps(name)}: {_spelled(entry, inner)}" for name, entry in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 
 def _plain(value: Any) -> Any:

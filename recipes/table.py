@@ -96,8 +96,8 @@ def digits() -> Iterator[Shipped]:
             Recipe(
                 DigitsLT(), ResNet8(), (replace(stage, method=method),), title=title,
                 notes=(
-                    "Ours throughout: no paper trains on digits-LT. Radii and the cap were chosen from a few on 30 % of "
-                    "the training images, kept apart, with 3 seeds: so few that only gross differences show.",
+                    "Ours throughout: no paper trains on digits-LT. Radii and the cap were chosen from a few on 30 % "
+                    "of the training images, kept apart, with 3 seeds: so few that only gross differences show.",
                 ),
             ),
         )  # fmt: skip

@@ -137,7 +137,9 @@ def gradients(model):
 def gradient(model, method, x, y, *, losses=None, how=None, **given):
     """The gradient that one step of a method leaves, from a clean `.grad`."""
     model.zero_grad()
-    flat(model, method, **(how or {})).backward(losses or closure(model, x, y), y, **{"progress": 0.1, "step": 0, **given})
+    flat(model, method, **(how or {})).backward(
+        losses or closure(model, x, y), y, **{"progress": 0.1, "step": 0, **given}
+    )
     return gradients(model)
 
 

@@ -58,9 +58,7 @@ def test_calibration_error_of_a_slow_loop():
 
 
 def test_calibration_error_by_hand():
-    found = calibration_error(
-        torch.tensor([0.5, 0.5, 0.9, 0.9]).double(), torch.tensor([1.0, 0, 1, 1]).double()
-    )
+    found = calibration_error(torch.tensor([0.5, 0.5, 0.9, 0.9]).double(), torch.tensor([1.0, 0, 1, 1]).double())
     assert found == pytest.approx(0.5 * 0 + 0.5 * 0.1)
     third = torch.tensor([1 / 3, 1 / 3 + 0.01], dtype=torch.float64)  # an edge belongs to the bin below it
     assert calibration_error(third, torch.tensor([1.0, 0.0]).double()) == pytest.approx(
@@ -91,9 +89,7 @@ def test_a_table_made_by_hand():
 
 
 def test_no_samples_score_nan():
-    found = evaluate(
-        torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), groups={"few": torch.ones(3).bool()}
-    )
+    found = evaluate(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), groups={"few": torch.ones(3).bool()})
     assert found.n == 0 and found.confusion.sum() == 0
     assert all(math.isnan(getattr(found, name)) for name in NUMBERS)
     assert math.isnan(found.groups["few"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.nn.parallel import DistributedDataParallel
 
 from .head import head_step
@@ -87,15 +89,15 @@ def sharp_backward(
     step = head_step if in_head else weights_step
     how: dict[str, Any] = {"scale": scale, "together": climb_together, "buffers": buffers, "dropout": dropout}
     kind = place[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return step(parts, model, place, Outcome(torch.zeros(())), **how)
-    # autocast is for the closures' forward passes: sums, climbs and backward passes keep their precision
-    cast = torch.autocast(kind, torch.get_autocast_dtype(kind))
-    parts = [
-        Part(under(cast, p.losses), [replace(t, losses=t.losses and under(cast, t.losses)) for t in p.terms])
-        for p in parts
-    ]
-    with torch.autocast(kind, enabled=False):
+    precise: AbstractContextManager[Any] = nullcontext()
+    if torch.is_autocast_enabled(kind):
+        # autocast is for the closures' forward passes: sums, climbs and backward passes keep their precision
+        cast, precise = torch.autocast(kind, torch.get_autocast_dtype(kind)), torch.autocast(kind, enabled=False)
+        parts = [
+            Part(under(cast, p.losses), [replace(t, losses=t.losses and under(cast, t.losses)) for t in p.terms])
+            for p in parts
+        ]
+    with precise, functorch.patch(donated_buffer=False):  # a graph compiled here must bear a second backward
         return step(parts, model, place, Outcome(torch.zeros(())), **how)
 
 
@@ -158,6 +160,10 @@ def weights_step(
     if not climbing:
         out.finite = torch.isfinite(sums.loss)
         return out
+    if all(g is None for n in climbing for g in slopes[n]):
+        raise ValueError(
+            "the closure's loss uses no parameter that is displaced: call the model given to SharpnessAware"
+        )
     moves = {n: [zeros_if_none(g, p) for g, p in zip(slopes.pop(n), place, strict=True)] for n in climbing}
     for n in climbing:
         own = sums.own[n]
@@ -305,6 +311,8 @@ class SharpnessAware:
         check: bool = False,
     ) -> None:
         refuse_sharded(model)
+        if buffers not in ("keep", "all") or dropout not in ("same", "fresh"):
+            raise ValueError(f"buffers are 'keep' or 'all', dropout 'same' or 'fresh', not {buffers!r} and {dropout!r}")
         if method.where == "head":
             need_head(model)
         self.model, self.method, self.check = model, method, check
@@ -364,6 +372,8 @@ class SharpnessAware:
 
     def terms(self, y: Tensor, **given: Any) -> list[Term]:
         """The method's terms for labels `[B]`."""
+        if y.ndim != 1 or y.is_floating_point():
+            raise ValueError(f"labels are classes, [B] int64, not {list(y.shape)} {y.dtype}")
         if self.counts is not None:
             if self.counts.device != y.device:
                 self.counts, self.few = self.counts.to(y.device), self.few.to(y.device)  # type: ignore[union-attr]

@@ -33,13 +33,19 @@ def call(losses: Losses, rows: Tensor | None, expected: int) -> tuple[Tensor, Te
         out, seen = out
         seen = tree_map_only(Tensor, Tensor.detach, seen)  # a graph kept here would outlive the step
     values, masses = out if isinstance(out, Weighted) else (out, None)
-    if values.ndim != 1:
+    if not isinstance(values, Tensor) or values.ndim != 1:
+        what = f"a loss of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"the closure returned a loss of shape {list(values.shape)}, and one loss per sample, [B], is needed: "
+            f"the closure returned {what}, and one loss per sample, [B], is needed: "
             'F.cross_entropy(model(x), y, reduction="none")'
         )
     if len(values) != expected:
         raise ValueError(f"the closure returned {len(values)} losses for {expected} labels")
+    if masses is not None and masses.shape != values.shape:
+        raise ValueError(
+            f"the closure returned masses of shape {list(masses.shape)} for losses of shape {list(values.shape)}: "
+            "each sample needs a mass"
+        )
     values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     masses = torch.ones_like(values) if masses is None else masses.to(values.dtype)
     return values, masses.detach(), seen

@@ -156,13 +156,10 @@ def test_no_pass_sees_larger_gradients_than_the_plain_step(label, micro):
         return closure
 
     parts = list(zip(x.tensor_split(micro), y.tensor_split(micro), strict=True))
-    for method, limit in ((ERM(), 1.0), (EVERY[label], 4.0 if "x2" in label else 2.0)):
-        seen.clear()
-        model.zero_grad()
-        flat(model, method).backward([losses(a, b) for a, b in parts], [b for _, b in parts], progress=0.1, step=0)
-        plain = max(seen) if method == ERM() else plain
-        if "sum" not in label and "mean" not in label and "classes" not in label:
-            assert max(seen) <= 2 * limit / len(y)
+    flat(model, EVERY[label]).backward([losses(a, b) for a, b in parts], [b for _, b in parts], progress=0.1, step=0)
+    factor = 2.0 if label == "imbsam-x2" else 1.0
+    if not any(word in label for word in ("sum", "mean", "classes")):  # these are meant to be larger
+        assert max(seen) <= 2 * factor / len(y), "a logit's gradient is at most 1/B in the plain step"
 
 
 # -- rows --------------------------------------------------------------------------------------------------
@@ -387,4 +384,11 @@ def test_tail_is_strictly_fewer_than_eta():
     above = gradient(model, ImbSAM(rho=0.1, eta=61), x, y)
     close(exact, gradient(model, ImbSAM(rho=0.1, eta=31), x, y), 0)
     assert apart(exact, above)
-    assert math.isclose(float(ImbSAM(eta=60).terms(type("At", (), dict(counts=COUNTS, few=None, y=torch.arange(6), ones=torch.ones(6))))[1].weight.sum()), 2)
+    assert math.isclose(
+        float(
+            ImbSAM(eta=60)
+            .terms(type("At", (), dict(counts=COUNTS, few=None, y=torch.arange(6), ones=torch.ones(6))))[1]
+            .weight.sum()
+        ),
+        2,
+    )

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from cases import (
     CLASSES,
-    COUNTS,
     Pair,
     apart,
     close,
@@ -112,7 +111,9 @@ def test_routed_is_one_displaced_pass_per_class(head):
     for c in range(CLASSES):
         rows = y == c
         moved = {n: p + moves.get(c, {}).get(n, 0) for n, p in model.head.named_parameters()}
-        expected = expected.index_put((rows.nonzero().squeeze(1),), torch.func.functional_call(model.head, moved, (z[rows],)))
+        expected = expected.index_put(
+            (rows.nonzero().squeeze(1),), torch.func.functional_call(model.head, moved, (z[rows],))
+        )
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
     over = [z, *model.head.parameters()]
     for a, b in zip(
@@ -315,4 +316,3 @@ def test_spatial_heads_take_the_generic_path():
     layers = Term("class", torch.ones(len(y)), radial, by=y, groups=CLASSES)
     sharp_backward([Part(closure(model, x, y), [layers])], model, "weights", only=r"^head\.")
     close(got, gradients(model), 1e-12)
-    assert len(COUNTS) == CLASSES

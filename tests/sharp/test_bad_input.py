@@ -1,0 +1,211 @@
+"""Mistakes of users: a ValueError that names the place and the remedy."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import COUNTS, EVERY, closure, data, mlp
+from torch import nn
+
+from flattail.sharp import (
+    CCSAM,
+    SAM,
+    SSESAM,
+    Every,
+    FocalSAM,
+    ImbSAM,
+    Linear,
+    SharpnessAware,
+    Steps,
+    Weighted,
+    Window,
+)
+
+
+def step(method, losses, y, counts=COUNTS, model=None, how=None, **given):
+    return SharpnessAware(model or mlp(), method, counts, **(how or {})).backward(losses, y, **given)
+
+
+LOSSES = {
+    "mean": (lambda m, x, y: F.cross_entropy(m(x), y), r'shape \[\].*reduction="none"'),
+    "matrix": (lambda m, x, y: m(x), r"shape \[22, 6\].*\[B\]"),
+    "short": (lambda m, x, y: F.cross_entropy(m(x), y, reduction="none")[:5], "5 losses for 22 labels"),
+    "weighted mean": (
+        lambda m, x, y: Weighted(F.cross_entropy(m(x), y), torch.ones(())),
+        r'shape \[\].*reduction="none"',
+    ),
+    "short masses": (
+        lambda m, x, y: Weighted(F.cross_entropy(m(x), y, reduction="none"), torch.ones(5)),
+        r"masses of shape \[5\].*\[22\]",
+    ),
+    "backwards": (lambda m, x, y: None, "NoneType.*one loss per sample"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("method", [SAM(), SSESAM(), CCSAM()])
+def test_a_closure_that_returns_no_loss_per_sample(kind, method):
+    make, words = LOSSES[kind]
+    model, (x, y) = mlp(), data()
+    with pytest.raises(ValueError, match=words):
+        step(method, lambda: make(model, x, y), y, model=model, progress=0.1)
+
+
+def test_labels_outside_the_counts():
+    model, (x, y) = mlp(), data()
+    for wrong in (y + 1, y - 1):
+        with pytest.raises(ValueError, match=r"labels run from .* `counts` has 6 classes"):
+            step(SAM(), closure(model, x, y), wrong, model=model)
+
+
+@pytest.mark.parametrize(
+    "method", [ImbSAM(eta=8), SSESAM(eta=5), Window(ImbSAM(eta=8)), Every(SSESAM(eta=5)), Every(Window(ImbSAM(eta=1)))]
+)
+def test_eta_without_a_tail_is_refused_before_training(method):
+    with pytest.raises(ValueError, match=r"leaves no tail class.*8 to 500.*choose eta above 8"):
+        SharpnessAware(mlp(), method, COUNTS)
+
+
+def test_eta_few_without_few_shot_classes():
+    with pytest.raises(ValueError, match="eta='few' leaves no tail"):
+        SharpnessAware(mlp(), ImbSAM(eta="few"), COUNTS + 20)
+    SharpnessAware(mlp(), ImbSAM(eta="few"), COUNTS + 20, few=COUNTS < 100)
+
+
+@pytest.mark.parametrize(
+    "method, words",
+    [
+        (FocalSAM(), r"`counts`.*SharpnessAware\(model, method, counts\)"),
+        (CCSAM(), r"`counts`.*SharpnessAware\(model, method, counts\)"),
+    ],
+)
+def test_missing_counts_are_asked_for_in_the_step(method, words):
+    model, (x, y) = mlp(), data()
+    with pytest.raises(ValueError, match=words):
+        step(method, closure(model, x, y), y, counts=None, model=model)
+
+
+@pytest.mark.parametrize("method", [ImbSAM(), SSESAM(), ImbSAM(eta="few"), Window(ImbSAM())])
+def test_missing_counts_are_asked_for_at_once(method):
+    with pytest.raises(ValueError, match=r"`counts`.*SharpnessAware\(model, method, counts\)"):
+        SharpnessAware(mlp(), method)
+
+
+@pytest.mark.parametrize(
+    "method", [SSESAM(), Window(SAM()), SAM(rho=Linear(0.1, 0.2)), ImbSAM(eta=100, rho=Steps((0.1,), ()))]
+)
+def test_missing_progress_names_the_remedy(method):
+    model, (x, y) = mlp(), data()
+    with pytest.raises(ValueError, match=r"`progress`.*progress=step / total"):
+        step(method, closure(model, x, y), y, model=model)
+
+
+def test_missing_step_and_hard_name_the_remedy():
+    model, (x, y) = mlp(), data()
+    with pytest.raises(ValueError, match=r"`step`.*step=step"):
+        step(Every(SAM()), closure(model, x, y), y, model=model)
+    with pytest.raises(ValueError, match=r"`hard`.*hard=closure_with_hard_labels"):
+        step(CCSAM(labels="hard"), closure(model, x, y), y, model=model)
+
+
+def test_what_a_step_does_not_need_need_not_be_given():
+    model, (x, y) = mlp(), data()
+    step(SAM(), closure(model, x, y), y, counts=None, model=model)
+    step(EVERY["asam"], closure(model, x, y), y, counts=None, model=model)
+
+
+def test_micro_batches_of_other_numbers():
+    model, (x, y) = mlp(), data()
+    one = closure(model, x, y)
+    for losses, labels in (([one, one], [y]), ([one], [y, y]), ([one, one], y), (one, [y, y]), ([], [])):
+        with pytest.raises(ValueError, match=r"closures.*batches of labels.*per micro-batch"):
+            step(SAM(), losses, labels, model=model)
+    with pytest.raises(ValueError, match="hard closures"):
+        step(SAM(), [one, one], [y, y], model=model, hard=[one])
+
+
+def test_labels_that_are_no_labels():
+    model, (x, y) = mlp(), data()
+    for wrong in (F.one_hot(y, 6), y.double()):
+        with pytest.raises(ValueError, match=r"labels.*\[B\].*int64"):
+            step(ImbSAM(eta=100), closure(model, x, y), wrong, model=model)
+
+
+class Sharded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+        self.w.device_mesh = "a mesh"
+
+
+def test_sharded_models_are_refused():
+    with pytest.raises(ValueError, match=r"FSDP, DTensor.*DistributedDataParallel"):
+        SharpnessAware(Sharded(), SAM())
+
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="FSDP"):
+        SharpnessAware(nn.Sequential(FullyShardedDataParallel()), SAM())
+
+
+def test_a_real_dtensor_is_refused():
+    from torch.distributed.tensor import DTensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+        net = nn.Linear(4, 4)
+        net.weight = nn.Parameter(DTensor.from_local(torch.ones(2, 4), mesh))
+        with pytest.raises(ValueError, match="DTensor"):
+            SharpnessAware(net, SAM())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_is_no_model_for_head_methods():
+    with pytest.raises(ValueError, match=r"backbone.*DataParallel.*Split"):
+        SharpnessAware(nn.DataParallel(mlp()), CCSAM(), COUNTS)
+
+
+@pytest.mark.parametrize("method", [CCSAM(), Window(CCSAM()), Every(CCSAM())])
+def test_a_head_method_needs_a_head(method):
+    for net in (nn.Linear(5, 6), nn.Sequential(nn.Linear(5, 6))):
+        with pytest.raises(ValueError, match=r"`model.backbone` and `model.head`.*lacks.*Split\(backbone, head\)"):
+            SharpnessAware(net, method, COUNTS)
+    SharpnessAware(nn.Linear(5, 6), CCSAM(scope="all"), COUNTS)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: CCSAM(scale=-1.0), "scale"),
+        (lambda: CCSAM(cap=0.0), "cap"),
+        (lambda: CCSAM(mix=1.5), "mix"),
+        (lambda: Every(SAM(), 0), "k of at least 1"),
+    ],
+)
+def test_values_that_mean_nothing(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_an_unknown_policy_is_refused():
+    model, (x, y) = mlp(), data()
+    for how in ({"buffers": "first"}, {"dropout": "new"}):
+        with pytest.raises(ValueError, match=r"buffers|dropout"):
+            step(SAM(), closure(model, x, y), y, model=model, how=how)
+
+
+def test_a_model_without_anything_to_train():
+    model, (x, y) = mlp(), data()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        step(SAM(), closure(model, x, y), y, model=model)
+
+
+def test_a_closure_that_does_not_use_the_model():
+    model, other, (x, y) = mlp(), mlp(), data()
+    for method in (SAM(), ImbSAM(eta=100), CCSAM()):
+        with pytest.raises(ValueError, match="closure"):
+            step(method, closure(other, x, y), y, model=model)
