@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,9 @@ def list_(
 
         kinds = [*catalogue.TABLES, "recipes"]
         if kind is not None and kind not in kinds:
-            raise ValueError(f"there is no list of {kind!r}: choose one of {', '.join(kinds)}")
+            near = get_close_matches(kind, kinds, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(kinds)}"
+            raise ValueError(f"there is no list of {kind!r}; {remedy}")
         console = Console()
         for each in [kind] if kind else kinds:
             table = Table(title=each, title_justify="left", box=None, padding=(0, 2, 0, 0), title_style="bold")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import runs
@@ -55,10 +56,10 @@ def run_all(
     how = {"out": out, "device": device, "root": root, "resume": resume}
     main = int(os.environ.get("RANK", "0")) == 0
     columns = (
-        TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[said]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
     )  # fmt: skip
-    with Progress(*columns, disable=not main) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not main) as progress:
         task = progress.add_task("epochs of all runs", total=sum(j.epochs for j in todo), said="")
         work = one_by_one if jobs == 1 else some_at_a_time
         folders = work(todo, jobs, how, progress, task)
@@ -103,7 +104,7 @@ def some_at_a_time(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress
             for name in [n for n, w in running.items() if not w.process.is_alive()]:
                 process, said = running.pop(name)
                 if process.exitcode:
-                    failed.append(f"{name}: {said.recv() if said.poll() else f'ended with code {process.exitcode}'}")
+                    failed.append(f"{name}: {heard(said) or f'ended with code {process.exitcode}'}")
             epochs = {j.name: min(logged(how["out"] / j.name), j.epochs) for j in todo}
             progress.update(task, completed=sum(epochs.values()), said=", ".join(running))
     if failed:
@@ -126,7 +127,16 @@ def start(tree: Any, threads: int, how: dict[str, Any]) -> Worker:
     said, tell = context.Pipe(duplex=False)
     process = context.Process(target=run_tree, args=(tree, threads, tell), kwargs=how)
     process.start()
+    tell.close()
     return Worker(process, said)
+
+
+def heard(said: Connection) -> str | None:
+    """What a process told before it ended, if it did."""
+    try:
+        return str(said.recv())
+    except EOFError:
+        return None
 
 
 def run_tree(tree: Any, threads: int, tell: Connection, **how: Any) -> None:

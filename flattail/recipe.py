@@ -320,10 +320,14 @@ def write(recipe: Recipe, *, defaults: bool = True) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of mappings are indented, as people write them."""
+    """Lists of mappings are indented, as people write them, and sentences stand a line each."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        sentences = any(isinstance(item, str) and " " in item for item in sequence)
+        return super().represent_sequence(tag, sequence, False if sentences else flow_style)
 
 
 def identity(recipe: Recipe) -> str:

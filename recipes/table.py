@@ -277,8 +277,8 @@ def ccsam() -> Iterator[Shipped]:
     )
     paper = (
         "Radii: the paper's equations 8 and 9 for the head alone, as its efficient version and its code have it.",
-        "Ours: the cap, as the formula alone goes as far as the weights are long; and the mean over samples, where "
-        "equation 11 sums over classes.",
+        "Ours: the cap, as the formula alone goes as far as the weights are long; and the mean "
+        "over the classes of a batch, where equation 11 sums over them.",
     )
     released = (
         "scale and mix, norm per tensor and hard labels under mixup: the released code's. This scale moves next to "

@@ -21,7 +21,7 @@ MAY: dict[str, set[str]] = {
     "data": {"torch", "torchvision", "sklearn", "numpy", "PIL"},
     "models": {"torch", "torchvision", "timm"},
     "runs": {"numpy", "safetensors", "yaml"},
-    "report": {"runs", "numpy", "matplotlib", "jinja2", "yaml", "markupsafe"},
+    "report": {"runs", "numpy", "scipy", "matplotlib", "jinja2", "yaml", "markupsafe"},
     "stage": {"torch", "sharp", "losses", "data", "optim"},
     "closures": {"torch", "numpy", "sharp", "losses", "data"},
     "checkpoint": {"torch", "accelerate", "runs"},

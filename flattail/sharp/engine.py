@@ -202,7 +202,8 @@ def weights_step(
                     value = value + total.detach()
                     out.forwards, out.backwards = out.forwards + 1, out.backwards + 1
             out.values[n] = value
-            out.gaps[n] = (value * sums.divisor[n] - sums.value[n]) / positive(sums.own[n])
+            gap = (value * sums.divisor[n] - sums.value[n]) / positive(sums.own[n])
+            out.gaps[n] = gap if terms[n].losses is None else gap * torch.nan  # at w it was seen under other labels
     return out
 
 

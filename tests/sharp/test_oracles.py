@@ -280,6 +280,22 @@ def test_five_steps_of_the_released_ccsam(kappa, phi, lam):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_gaps_under_hard_labels_compare_hard_labels_or_say_nothing():
+    model = mlp()
+    losses = Mixed(model, *data(), 0.7)
+    for scale, scope in ((0.0, "head"), (0.1, "head"), (0.1, "all")):
+        method = SAMPLES(scale=scale, labels="hard", scope=scope)
+        aware = SharpnessAware(model, method, COUNTS)
+        aware.backward(losses, losses.y, hard=losses.hard)
+        gaps = torch.stack(list(aware.gaps.values()))
+        if scope == "all":
+            assert bool(gaps.isnan().all())
+        else:
+            hard_at_w, there = losses.hard().detach().mean(), aware.outcome.values["class"]
+            torch.testing.assert_close(gaps[0], there - hard_at_w, rtol=1e-10, atol=1e-15)
+            assert (float(gaps[0].abs()) < 1e-15) == (scale == 0)
+
+
 def test_a_cosine_head_equals_functional_call():
     """The hazard of swapping `.data`: the gradient of a cosine head must be taken at the moved weights."""
     t = [0.0] * STEPS

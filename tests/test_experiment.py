@@ -1,0 +1,386 @@
+"""A run directory: what is in it, that its numbers agree with each other, and what is refused before it is made."""
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import DIGITS, digits
+
+from flattail import evaluate, runs
+from flattail.experiment import build, load, probe, run, scored, tracked, warnings
+from flattail.models import Split
+from flattail.recipe import EvaluationProtocol, Recipe, Tracker, from_tree, write
+from flattail.sharp import CCSAM, SAM, SSESAM, Every, ImbSAM, Window
+from flattail.stage import Stage
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run of two stages."""
+    torch.set_num_threads(1)
+    recipe = from_tree(
+        DIGITS | {"title": "two", "stages": [{"epochs": 1, "method": "sam"}, {"epochs": 1, "method": "ccsam"}]}
+    )
+    rows = []
+    folder = run(
+        recipe, seed=3, out=tmp_path_factory.mktemp("out"), label="mine/two", device="cpu", on_epoch=rows.append
+    )
+    return recipe, folder, rows
+
+
+def plain(path):
+    return json.loads(path.read_text())
+
+
+def test_the_directory_holds_what_its_page_says(done):
+    recipe, folder, rows = done
+    names = {"recipe.yaml", "log.jsonl", "scores.json", "logits.npz", "model.safetensors", "env.json"}
+    assert {p.name for p in folder.iterdir()} == names and folder.parts[-3:] == ("mine", "two", "3")
+    assert (folder / "recipe.yaml").read_text() == write(recipe)
+    assert [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] == rows
+    read = runs.read(folder)
+    assert read.finished and read.seed == 3 and read.epochs == 2 == len(read.rows)
+    assert from_tree(read.recipe) == recipe
+
+
+def test_scores_are_those_of_the_logits_and_of_the_weights(done):
+    recipe, folder, _ = done
+    said = plain(folder / "scores.json")
+    logits, y = runs.read(folder).logits()
+    data = load(recipe, folder, 3)
+    again = evaluate(torch.from_numpy(logits), torch.from_numpy(y), groups=data.group()).to_json()
+    assert again == said["scores"] == scored(folder).to_json()
+    assert scored(folder, views="one", device="cpu").to_json() == again
+    flipped = scored(folder, views="flip", device="cpu").to_json()
+    assert flipped["nll"] != again["nll"] and flipped["n"] == 500
+    model = build(recipe, data, 3)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.eval()
+    x, _ = next(data.test.batches(iter([(torch.arange(500), torch.zeros(500).long())])))
+    assert np.allclose(model(x).detach().numpy(), logits, atol=1e-5)
+    assert said["selection"] == "last" and said["epoch"] == 1 and said["warnings"] == []
+    assert (
+        said["counts"] == data.counts.tolist()
+        and said["fingerprint"] == data.fingerprint
+        and said["data"] == data.title
+    )
+    assert said["groups"] == {n: m.tolist() for n, m in data.group().items()} and said["names"] == list(data.names)
+
+
+def test_the_environment_is_recorded(done):
+    _, folder, rows = done
+    env = plain(folder / "env.json")
+    assert {"flattail", "python", "torch", "torchvision", "timm", "accelerate", "numpy"} == env["versions"].keys()
+    assert env["versions"]["torch"] == torch.__version__.split("+")[0] and env["device"].startswith("cpu")
+    assert env["processes"] == 1 and env["threads"] == 1 and env["dtype"] == "fp32"
+    assert env["fingerprint"] == plain(folder / "scores.json")["fingerprint"] and "git" in env
+    assert (
+        env["seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=0.06)
+        and env["wall"] >= env["seconds"] - 0.2
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(done):
+    recipe, folder, _ = done
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    how = {"seed": 3, "out": folder.parents[2], "label": "mine/two", "device": "cpu"}
+    assert run(recipe, **how, on_epoch=pytest.fail) == folder
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
+    with pytest.raises(ValueError, match="already holds another recipe: choose another --out, or delete the directory"):
+        run(replace(recipe, title="another"), **how)
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_unfinished_run_of_another_recipe_is_that_first_of_all(tmp_path, resume):
+    folder = tmp_path / "r" / "0"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(write(digits(epochs=5)))
+    (folder / "log.jsonl").write_text("")
+    with pytest.raises(ValueError, match="already holds another recipe"):
+        run(digits(), out=tmp_path, label="r", device="cpu", resume=resume)
+    with pytest.raises(
+        ValueError, match="holds an unfinished run: add --resume to go on with it, or remove the folder"
+    ):
+        run(digits(epochs=5), out=tmp_path, label="r", device="cpu")
+
+
+def test_a_damaged_log_line_of_a_killed_run_is_cut_off(tmp_path):
+    folder = tmp_path / "r" / "0"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(write(digits()))
+    (folder / "log.jsonl").write_text('{"epoch": 0, "stage": 0}\n{"epoch": 1, "st')
+    run(digits(), out=tmp_path, label="r", device="cpu", resume=True)
+    assert [row["epoch"] for row in runs.read(folder).rows] == [0] and "loss" in runs.read(folder).rows[0]
+
+
+# -- selection -----------------------------------------------------------------------------------------------
+
+
+def test_the_last_epoch_is_judged_unless_another_is_asked_for_by_name(tmp_path):
+    assert (
+        EvaluationProtocol().selection == "last"
+        and from_tree(DIGITS | {"stages": [{"epochs": 1}]}).protocol.validation == 0
+    )
+    recipe = digits(epochs=4, optim={"lr": 0.2}, schedule="constant")
+    results = {}
+    for name, share in (("last", 0.0), ("best-on-test", 0.0), ("best-on-val", 0.3)):
+        one = replace(recipe, protocol=EvaluationProtocol(name, share))
+        folder = run(one, out=tmp_path, label=name, device="cpu")
+        rows, said = runs.read(folder).rows, plain(folder / "scores.json")
+        results[name] = said
+        assert said["selection"] == name
+        if name == "last":
+            assert said["epoch"] == 3 and not any("score" in row for row in rows)
+        else:
+            best = [row["score"] for row in rows]
+            assert said["epoch"] == best.index(max(best))
+        if name == "best-on-test":
+            assert said["scores"]["balanced"] == pytest.approx(max(best))
+        if name == "best-on-val":
+            data = load(one, tmp_path, 0)
+            model = build(one, data, 0)
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+            logits = model.eval()(
+                next(data.val.batches(iter([(torch.arange(len(data.val)), torch.zeros(len(data.val)).long())])))[0]
+            )
+            assert evaluate(logits.detach(), data.val.y).balanced == pytest.approx(max(best))
+    assert results["best-on-test"]["scores"]["balanced"] >= results["last"]["scores"]["balanced"]
+    assert results["best-on-val"]["counts"] != results["last"]["counts"]
+    assert results["best-on-val"]["fingerprint"] != results["last"]["fingerprint"]
+
+
+def test_a_validation_half_that_the_data_bring_is_used(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {"train": [0] * 20 + [1] * 10, "val": [0, 1] * 4, "test": [0, 1] * 6}
+    arrays = {}
+    for part, y in parts.items():
+        arrays[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.array(y)
+    np.savez(tmp_path / "d.npz", **arrays)
+    tree = DIGITS | {
+        "data": "npz:d.npz",
+        "stages": [{"epochs": 2, "batch": 16}],
+        "protocol": {"selection": "best-on-val"},
+    }
+    folder = run(from_tree(tree), out=tmp_path, root=tmp_path, device="cpu")
+    assert all("score" in row for row in runs.read(folder).rows) and plain(folder / "scores.json")["counts"] == [20, 10]
+
+
+# -- refused before anything is written -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlabelled:
+    """Data whose labels leave the classes."""
+
+    def load(self, root):
+        from flattail.data import LongTail
+
+        x, y = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+        return LongTail.of((x, y), (x, y + 1))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "how", "said"),
+    [
+        (digits(method={"name": "imbsam", "eta": 3}), {}, r"recipe\.stages\[0\]: .*eta=3"),
+        (digits(method={"name": "ssesam", "eta": 4}), {}, r"recipe\.stages\[0\]: .*eta=4"),
+        (digits(batch=1000, drop_last=True), {}, r"recipe\.stages\[0\]: batch: 1000 is more than the 417 images"),
+        (
+            digits(method="sam", only="nothing"),
+            {},
+            r"recipe\.stages\[0\]: no parameter has 'nothing' in its name; the first",
+        ),
+        (digits(method={"name": "ccsam", "scope": "layer9"}), {}, r"recipe\.stages\[0\]: no parameter has 'layer9'"),
+        (replace(digits(), precision="fp16"), {}, "fp16 needs a GPU"),
+        (
+            replace(digits(), protocol=EvaluationProtocol("best-on-val")),
+            {},
+            r"protocol\.selection: best-on-val needs a validation half.*validation: 0\.1",
+        ),
+        (replace(digits(), data=Unlabelled()), {}, "test label 2 .* is outside 0…1"),
+        (digits(), {"device": "gpu"}, "choose cpu, cuda"),
+        (from_tree(DIGITS | {"data": "places-lt", "stages": [{"epochs": 1}]}), {}, "no such list"),
+        (from_tree(DIGITS | {"data": "npz:x.npz", "stages": [{"epochs": 1}]}), {}, "no such file"),
+        (
+            from_tree(DIGITS | {"model": "timm:resnet99", "stages": [{"epochs": 1}]}),
+            {},
+            "timm has no 'resnet99'; did you mean",
+        ),
+    ],
+)
+def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, recipe, how, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        run(recipe, out=tmp_path / "out", root=tmp_path, **{"device": "cpu"} | how)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- is it doing anything? ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (SAM(1e-7), "stage 0: perturbation vacuous: 'flat' moves the weights by"),
+        (CCSAM(scale=1e-6), "stage 0: perturbation vacuous: 'class' moves the weights by"),
+        (Window(SAM(0.1), 0.9), "stage 0: Window never moved the weights: it trained as plain ERM"),
+        (SAM(0.0), "stage 0: SAM never moved the weights: it trained as plain ERM"),
+        (SAM(500.0), "of their norm: no neighbourhood"),
+        (Every(SAM(0.05), 3), None),
+        (SSESAM(eta="few"), None),
+    ],
+)
+def test_a_method_that_does_nothing_is_reported(tmp_path, method, said):
+    recipe = digits(epochs=2, optim={"lr": 1e-3})
+    recipe = replace(recipe, stages=(replace(recipe.stages[0], method=method),))
+    found = plain(run(recipe, out=tmp_path, device="cpu") / "scores.json")["warnings"]
+    assert [said in w for w in found] == [True] if said else found == []
+
+
+def test_erm_is_not_asked_to_move(tmp_path):
+    assert warnings(digits(), [{"stage": 0, "terms": {}}]) == []
+
+
+# -- one step, looked into ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "passes", "terms"),
+    [
+        ({"name": "erm"}, (1, 1), None),
+        ({"name": "sam", "rho": 0.3}, (2, 2), ["flat"]),
+        ({"name": "imbsam", "eta": "few"}, (2, 3), ["head", "tail"]),
+        ({"name": "ssesam", "eta": "few"}, (3, 4), ["head", "tail"]),
+        ({"name": "focalsam"}, (2, 3), None),
+        ({"name": "ccsam", "mix": 0.5}, (1, 1), ["plain", "class"]),
+    ],
+)
+def test_probe_numbers_agree_with_each_other(method, passes, terms):
+    recipe = digits(method=method, batch=64)
+    data = load(recipe, ".", 0)
+    (seen,) = probe(recipe, data)
+    assert (seen.forwards, seen.backwards) == passes and seen.stage == 0
+    if terms:
+        assert [row[0] for row in seen.rows] == terms
+    name, *_ = seen.method, seen
+    for _, members, mass, radius, objective in seen.rows:
+        assert 0 < members <= 64 and 0 < mass <= 64 and math.isfinite(objective)
+        assert radius == "at w" or 1e-5 < float(radius.split(" to ")[0]) < 0.5
+    masses, values = sum(row[2] for row in seen.rows), sum(row[4] for row in seen.rows)
+    assert masses == pytest.approx(64)
+    assert (
+        values > seen.loss
+        if any(row[3] != "at w" for row in seen.rows)
+        else values == pytest.approx(seen.loss, rel=1e-5)
+    )
+    if method["name"] in ("imbsam", "ssesam"):
+        few = data.group()["few"]
+        assert 0 < seen.rows[1][1] < 64 * float(data.counts[few].sum()) / 417 * 4
+        assert seen.rows[0][1] + seen.rows[1][1] == 64
+    assert name
+
+
+def test_probe_looks_into_every_stage_and_leaves_the_gradient_to_nobody():
+    recipe = from_tree(
+        DIGITS | {"stages": [{"epochs": 1, "method": "sam"}, {"epochs": 1, "method": "ccsam", "train": "head"}]}
+    )
+    first, second = probe(recipe, load(recipe, ".", 0))
+    assert (first.method, second.method, second.stage) == ("SAM", "CCSAM", 1)
+
+
+# -- trackers ----------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_is_told_every_epoch(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = replace(digits(epochs=3, method="sam"), tracker=Tracker("tensorboard", project="mine"))
+    folder = run(recipe, out=tmp_path, device="cpu")
+    events = next(folder.rglob("events.out.tfevents*"))
+    seen = EventAccumulator(str(events.parent))
+    seen.Reload()
+    rows = runs.read(folder).rows
+    assert [e.step for e in seen.Scalars("loss")] == [0, 1, 2]
+    assert [e.value for e in seen.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert [e.value for e in seen.Scalars("flat/radius")] == pytest.approx(
+        [row["terms"]["flat"]["radius"] for row in rows]
+    )
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("flattail.experiment.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"{name} is not installed: `pip install 'flattail\[{name}\]'`"):
+        run(replace(digits(), tracker=Tracker(name)), out=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists() and tracked(None, tmp_path) == {}
+
+
+# -- precision and compilation of a whole run -----------------------------------------------------------------------------
+
+
+def test_runs_of_both_precisions_in_one_process(tmp_path):
+    for precision in ("bf16", "fp32"):
+        folder = run(
+            replace(digits(epochs=2, method="sam"), precision=precision), out=tmp_path, label=precision, device="cpu"
+        )
+        assert plain(folder / "env.json")["dtype"] == precision
+        for row in runs.read(folder).rows:
+            assert math.isfinite(row["loss"]) and row["terms"]["flat"]["gap"] > 0
+
+
+def test_a_compiled_run_is_judged_as_a_plain_one(tmp_path, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model=None, **how: compile(model, **how | {"backend": "aot_eager"}))
+    torch._dynamo.reset()
+    tree = DIGITS | {
+        "model": {"name": "resnet8", "width": 4},
+        "stages": [{"epochs": 1, "method": "sam"}, {"epochs": 1, "method": "ccsam"}],
+    }
+    folders = [run(from_tree(tree | {"compile": c}), out=tmp_path, label=str(c), device="cpu") for c in (True, False)]
+    losses = [[row["loss"] for row in runs.read(f).rows] for f in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_a_model_from_outside_and_a_recipe_in_python(tmp_path):
+    recipe = Recipe(from_tree(DIGITS | {"stages": [{"epochs": 1}]}).data, Outside(), (Stage(1, ImbSAM(eta="few")),))
+    folder = run(recipe, out=tmp_path, device="cpu")
+    assert from_tree(runs.read(folder).recipe) == recipe
+    assert scored(folder, views="one", device="cpu").to_json() == plain(folder / "scores.json")["scores"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """A model of one's own."""
+
+    hidden: int = 8
+
+    def build(self, classes, channels=3):
+        from torch import nn
+
+        return Split(
+            nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, self.hidden), nn.ReLU()),
+            nn.Linear(self.hidden, classes),
+        )
+
+
+def test_damaged_weights_are_named(tmp_path, done):
+    _, folder, _ = done
+    copy = tmp_path / "0"
+    copy.mkdir()
+    for name in ("recipe.yaml", "scores.json", "log.jsonl"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold this run's weights: train it again"):
+        scored(copy, views="one", device="cpu")

@@ -1,0 +1,100 @@
+"""Several runs: one after the other or some at a time, equal results, and failures that do not stop the others."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from small import DIGITS, digits
+
+from flattail import jobs as jobs_
+from flattail import runs
+from flattail.jobs import Job, logged, run_all
+from flattail.recipe import from_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Data with a bug."""
+
+    def load(self, root):
+        return {}["nothing"]
+
+
+def all_of(recipes, out, *, seeds=(0,), jobs=1, resume=False, root=Path("data")):
+    return run_all(recipes, seeds, jobs=jobs, out=out, device="cpu", root=root, resume=resume)
+
+
+def scores(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def test_recipes_times_seeds_in_order_and_again_for_nothing(tmp_path, monkeypatch):
+    recipes = {"a/x": digits(), "b/y": digits(epochs=2)}
+    folders = all_of(recipes, tmp_path, seeds=(0, 3))
+    assert folders == [tmp_path / n for n in ("a/x/0", "b/y/0", "a/x/3", "b/y/3")]
+    assert all(runs.read(f).finished for f in folders)
+    monkeypatch.setattr("flattail.experiment.fit", lambda *a, **k: pytest.fail("a finished run was trained again"))
+    assert all_of(recipes, tmp_path, seeds=(0, 3)) == folders
+    assert Job("a/x", 3, digits()).name == "a/x/3" and Job("b", 0, recipes["b/y"]).epochs == 2
+
+
+def test_two_at_a_time_give_the_same_and_a_failure_stops_nobody(tmp_path):
+    good = {"good": digits(epochs=2, method="sam"), "other": digits()}
+    bad = from_tree(DIGITS | {"data": "npz:absent.npz", "stages": [{"epochs": 1}]})
+    alone = all_of(good, tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"bad/0: .*absent\.npz: no such file") as said:
+        all_of({"bad": bad} | good, tmp_path / "both", jobs=2)
+    assert "good" not in str(said.value) and not (tmp_path / "both" / "bad").exists()
+    for folder in alone:
+        twin = tmp_path / "both" / folder.relative_to(tmp_path / "alone")
+        assert scores(twin)["groups"] == scores(folder)["groups"] and scores(twin)["epoch"] == scores(folder)["epoch"]
+        weights = [load_file(f / "model.safetensors") for f in (twin, folder)]
+        assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])  # threads may differ
+
+
+def test_an_error_of_ours_is_no_message(tmp_path):
+    """A bug in a worker leaves its traceback and its exit code, not a sentence that blames the user."""
+    broken = from_tree(DIGITS | {"data": {"name": f"{__name__}:Broken"}, "stages": [{"epochs": 1}]})
+    with pytest.raises(ValueError, match=r"^r/0: ended with code 1$"):
+        all_of({"r": broken}, tmp_path, jobs=2)
+
+
+def test_epochs_are_counted_off_the_log(tmp_path):
+    assert logged(tmp_path) == 0
+    (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n{"ep')
+    assert logged(tmp_path) == 2
+
+
+def test_only_the_main_process_returns_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_, "run", lambda *a, **k: tmp_path)
+    assert all_of({"a": digits()}, tmp_path) == [tmp_path]
+    monkeypatch.setenv("RANK", "1")
+    assert all_of({"a": digits()}, tmp_path) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_sigterm_stops_every_run_with_its_checkpoint_and_begins_no_other(tmp_path, jobs):
+    for name in ("a", "b", "c"):
+        tree = DIGITS | {"stages": [{"epochs": 400, "method": "sam"}]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "flattail", "train", *(str(tmp_path / f"{n}.yaml") for n in "abc")]
+    command += ["--jobs", str(jobs), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wanted = [tmp_path / "out" / tmp_path.name / n / "0" / "log.jsonl" for n in "abc"[:jobs]]
+    deadline = time.monotonic() + 120
+    while not all(log.exists() for log in wanted) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert "stopped, with a checkpoint; the same command with --resume goes on" in said and "Traceback" not in said
+    assert sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("checkpoint.pt")) == list("abc"[:jobs])
+    assert not (tmp_path / "out" / tmp_path.name / "c").exists()
