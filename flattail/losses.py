@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flattail.sharp.engine import Weighted
+from flattail.sharp import Weighted
 
 COSINE_SLACK = {torch.float32: 1e-3, torch.float64: 1e-3}  # how far beyond 1 rounding may carry a cosine
 HALF_SLACK = 2e-2  # the same in float16 and bfloat16

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flattail.losses import CE, LA, LDAM, LOSSES, VS, WEIGHTS, Focal, class_weights, ldam_margins
-from flattail.sharp.engine import Weighted
+from flattail.sharp import Weighted
 
 C10 = torch.tensor([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])  # CIFAR-10-LT, IF 100
 C100 = torch.tensor([int(500 * 0.01 ** (j / 99)) for j in range(100)])  # CIFAR-100-LT, IF 100

@@ -4,12 +4,14 @@ This package imports torch and nothing else, and can be copied into another proj
 """
 
 from .ccsam import CCSAM
-from .engine import Outcome, SharpnessAware, sharp_backward
+from .dropin import SharpnessAware
+from .engine import sharp_backward
 from .erm import ERM
 from .focalsam import FocalSAM
 from .imbsam import ImbSAM
 from .perturb import Radial, adaptive_ball, displaced, l2_ball
 from .radius import RADII, Linear, Radius, Steps
+from .report import Outcome
 from .sam import ASAM, SAM
 from .ssesam import SSESAM
 from .terms import Context, Losses, Method, Part, Term, Weighted

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .engine import Outcome
+SMALLEST, LARGEST = 1e-4, 0.5  # ||e||/||w|| below is a vacuous perturbation, above it no neighbourhood
 
-SMALLEST, LARGEST = (
-    1e-4,
-    0.5,
-)  # of ||e||/||w||: below, the perturbation is vacuous; above, it is no neighbourhood
+
+@dataclass
+class Outcome:
+    """What a step knows of itself, left on the device: nothing here waits for it."""
+
+    loss: Tensor  # the plain objective at w, over all parts and processes
+    values: dict[str, Tensor] = field(default_factory=dict)  # each term's part of the objective, where it looks from
+    gaps: dict[str, Tensor] = field(default_factory=dict)  # L_k(w + e) - L_k(w), of climbing terms
+    radii: dict[str, Tensor] = field(default_factory=dict)  # ||e_k|| / ||w||; [G] for a grouped term
+    cosines: dict[str, Tensor] = field(default_factory=dict)  # "head ~ tail": between gradients at w
+    finite: Tensor | None = None  # whether the loss and every slope was
+    seen: list[Any] = field(default_factory=list)  # what the closures returned beside their losses, a part each
+    forwards: int = 0
+    backwards: int = 0
 
 
 @dataclass(frozen=True)
