@@ -23,8 +23,8 @@ from torch import nn
 from . import __version__, runs
 from .closures import plain
 from .data import LongTail
-from .scores import Scores, evaluate
 from .recipe import Recipe, Tracker, from_tree, identity, write
+from .scores import Scores, evaluate
 from .sharp import SharpnessAware
 from .sharp.report import LARGEST, SMALLEST
 from .stage import clock, freeze, set_mode

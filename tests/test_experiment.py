@@ -327,7 +327,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(tmp_path, monke
     assert not (tmp_path / "out").exists() and tracked(None, tmp_path) == {}
 
 
-# -- precision and compilation of a whole run -----------------------------------------------------------------------------
+# -- precision and compilation of a whole run ------------------------------------------------------------------
 
 
 def test_runs_of_both_precisions_in_one_process(tmp_path):

@@ -124,10 +124,16 @@ class ClassHessian:
 
 def of(batches: Batches | Samples, classes: int, per_class: int | None, seed: int) -> Samples:
     """The samples of batches, or those given."""
-    return batches if isinstance(batches, Samples) else Samples.of(batches, classes=classes, per_class=per_class, seed=seed)
+    return (
+        batches
+        if isinstance(batches, Samples)
+        else Samples.of(batches, classes=classes, per_class=per_class, seed=seed)
+    )
 
 
-def class_hessian(model: nn.Module, batches: Batches, counts: Tensor, *, loss: Loss = cross_entropy, **options: Any) -> Arrays:
+def class_hessian(
+    model: nn.Module, batches: Batches, counts: Tensor, *, loss: Loss = cross_entropy, **options: Any
+) -> Arrays:
     """The spectrum of every class of any model and loader, without a run: `ClassHessian(**options)(...)`.
 
     `groups`, `names`, `device`, `done`, `on_part` and `progress` go to the call, everything else to the options.

@@ -65,7 +65,9 @@ class Hessian:
         """The loss and its gradient `[n]`."""
         total, loss, mass = torch.zeros(self.size, dtype=self.dtype, device=self.device), 0.0, 0.0
         for g, value, own in self._pieces():
-            total += flat([torch.zeros_like(w) if d is None else d.detach() for d, w in zip(g, self.weights, strict=True)])
+            total += flat(
+                [torch.zeros_like(w) if d is None else d.detach() for d, w in zip(g, self.weights, strict=True)]
+            )
             loss, mass = loss + float(value), mass + float(own)
         return loss / mass, total / mass
 
@@ -100,13 +102,15 @@ class Hessian:
                     continue
                 directions = split_like(column.contiguous(), self.weights)
                 turned = torch.autograd.grad(
-                    [gradient[i] for i in depends],  # type: ignore[misc]
+                    [gradient[i] for i in depends],  # type: ignore[arg-type]
                     self.weights,
                     [directions[i] for i in depends],
                     retain_graph=True,
                     allow_unused=True,
                 )
-                row += flat([torch.zeros_like(w) if t is None else t for t, w in zip(turned, self.weights, strict=True)])
+                row += flat(
+                    [torch.zeros_like(w) if t is None else t for t, w in zip(turned, self.weights, strict=True)]
+                )
             total += float(mass)
         if not total:
             raise ValueError("no sample counts: the weight of every sample is zero")

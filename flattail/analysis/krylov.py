@@ -1,4 +1,4 @@
-"""Lanczos: a symmetric operator seen from one vector, as a small tridiagonal matrix that shows both ends of its spectrum.
+"""Lanczos: a symmetric operator seen from one vector, as a small tridiagonal matrix with both ends of its spectrum.
 
 H Q = Q T + beta q e',   T S = S diag(theta):   |H y_i − theta_i y_i| = beta |S_ki|,   y_i = Q S_i
 """

@@ -119,7 +119,10 @@ def must_repeat(batches: Batches, rows: Tensor, x: Tensor) -> None:
 
 
 def members_of(
-    chosen: Sequence[str | int] | str, samples: Samples, groups: Mapping[str, Tensor], names: Sequence[str] | None = None
+    chosen: Sequence[str | int] | str,
+    samples: Samples,
+    groups: Mapping[str, Tensor],
+    names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """What is looked at: a name each, and the classes `[C]` bool that count.
 
@@ -149,6 +152,8 @@ def members_of(
             raise ValueError(f"{each!r} is no class: choose numbers from 0 to {classes - 1}, or {', '.join(wide)}")
         if not bool((member & here).any()):
             there = ", ".join(map(str, here.nonzero().squeeze(1).tolist()))
-            raise ValueError(f"class {each!r} has no samples in this split: choose others (classes={there}), or another split")
+            raise ValueError(
+                f"class {each!r} has no samples in this split: choose others (classes={there}), or another split"
+            )
         found[each] = member
     return found

@@ -88,7 +88,9 @@ def spectrum(
         on_step: told the number of products taken, after each pass.
     """
     if probes < 1 or draws < 2 or steps < 1:
-        raise ValueError(f"a spectrum needs steps and probes of 1 and draws of 2 at least, not {steps}, {probes}, {draws}")
+        raise ValueError(
+            f"a spectrum needs steps and probes of 1 and draws of 2 at least, not {steps}, {probes}, {draws}"
+        )
     n = H.shape[0]
     generator = torch.Generator().manual_seed(seed)
     runs = [Krylov(signs(n, H, generator), steps=steps, tolerance=tolerance) for _ in range(probes)]

@@ -1,4 +1,4 @@
-"""The model as it is looked at: a plain copy in evaluation mode, its losses per sample, and the parameters of interest."""
+"""The model as it is looked at: a plain copy in evaluation mode, its losses per sample, the parameters of interest."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flattail.sharp import Weighted
 
 Loss = Callable[[Tensor, Tensor, Tensor], Any]  # (logits [B, C], y [B], counts [C]) -> [B] | Weighted
 DType = Literal["float32", "float64"]
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # not their subclasses, which may do more
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -77,32 +78,39 @@ class Subject:
             ValueError: for a model that does not fit the data, or a loss that is not per sample.
             FloatingPointError: for a loss that is not finite.
         """
+        out = self.scored(self.logits(x), y)
+        if not bool(torch.isfinite(out.values).all()):
+            bad = y[~torch.isfinite(out.values).to(y.device)].unique().tolist()
+            raise FloatingPointError(
+                f"the loss is not finite for samples of class {bad}: the model has diverged, or needs dtype=float64"
+            )
+        return out
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's answers `[B, C]`."""
         like = self.weights[0]
-        x, y = x.to(like.device, like.dtype if x.is_floating_point() else None), y.to(like.device)
+        x = x.to(like.device, like.dtype if x.is_floating_point() else None)
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative everywhere
                 logits = self.model(x)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if "memory" in str(error):
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                 raise
             raise ValueError(f"the model does not take inputs of shape {list(x.shape)}: {error}") from error
         classes = len(self.counts)
         if logits.ndim != 2 or logits.shape[1] != classes:
             raise ValueError(
-                f"the model answers with {list(logits.shape)} to a batch of {len(y)}, and `counts` names {classes} "
-                "classes: give a model whose logits are [B, C], and one count per class"
+                f"the model answers {list(logits.shape)} to a batch of {len(x)}, and `counts` has {classes} classes: "
+                "give a model whose logits are [B, C], and one count per class"
             )
-        out = self.loss(logits, y, self.counts)
+        return logits
+
+    def scored(self, logits: Tensor, y: Tensor) -> Weighted:
+        """The losses of answers, and their masses."""
+        out = self.loss(logits, y.to(logits.device), self.counts)
         values, masses = out if isinstance(out, Weighted) else (out, torch.ones_like(out))
         if values.shape != y.shape:
             raise ValueError(f"a loss of shape {list(values.shape)} is not per sample: write reduction='none'")
-        if not bool(torch.isfinite(values).all()):
-            bad = y[~torch.isfinite(values)].unique().tolist()
-            raise FloatingPointError(
-                f"the loss is not finite for samples of class {bad}: the model has diverged, or needs dtype=float64"
-            )
         return Weighted(values, masses.detach())
 
 
@@ -113,7 +121,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     inner = copy.deepcopy(model)
     for module in inner.modules():
         module._compiled_call_impl = None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        if type(module) in NORMS and module.running_mean is not None:
             module.forward = partial(norm_of, module, module.forward)  # type: ignore[method-assign]
     return inner
 
@@ -158,6 +166,4 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 def split_like(vector: Tensor, weights: list[Tensor]) -> list[Tensor]:
     """A vector `[n]` as tensors of the weights' shapes."""
-    return [
-        v.view_as(w) for v, w in zip(vector.split([w.numel() for w in weights]), weights, strict=True)
-    ]
+    return [v.view_as(w) for v, w in zip(vector.split([w.numel() for w in weights]), weights, strict=True)]
