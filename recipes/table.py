@@ -20,7 +20,7 @@ from flattail.losses import CE, LA, LDAM, VS, Loss
 from flattail.models import ResNet8, ResNet32, ResNet34Cifar
 from flattail.optim import SGD, Cosine, Multistep
 from flattail.recipe import EvaluationProtocol, Expect, Recipe, write
-from flattail.sharp import CCSAM, ERM, SAM, SSESAM, FocalSAM, ImbSAM, Method
+from flattail.sharp import ASAM, CCSAM, ERM, SAM, SSESAM, FocalSAM, ImbSAM, Method
 from flattail.train import Stage
 
 HERE = Path(__file__).parent
@@ -144,6 +144,20 @@ def saddle() -> Iterator[Shipped]:
                         notes=tuple(saddle_notes(where, scheme, sam)),
                     ),
                 )
+
+
+def asam() -> Iterator[Shipped]:
+    """CE + ASAM, beside CE + SAM in Saddle's protocol."""
+    for shipped in saddle():
+        if shipped.path.endswith("/ce-sam"):
+            recipe = shipped.recipe
+            notes = (*recipe.notes[:1], "Ours: ASAM with its authors' radius; Saddle's paper has SAM.", *recipe.notes[2:])
+            stages = tuple(replace(s, method=ASAM()) for s in recipe.stages)
+            yield Shipped(
+                shipped.path.replace("ce-sam", "ce-asam"),
+                shipped.about.replace("CE + SAM", "CE + ASAM"),
+                replace(recipe, stages=stages, title="CE + ASAM", notes=notes, expect=None),
+            )
 
 
 def saddle_notes(where: str, scheme: str, sam: bool) -> Iterator[str]:
@@ -306,7 +320,7 @@ def ccsam() -> Iterator[Shipped]:
             )  # fmt: skip
 
 
-TABLE = (digits, saddle, ssesam, focalsam, ccsam)
+TABLE = (digits, saddle, asam, ssesam, focalsam, ccsam)
 
 
 def shipped() -> list[Shipped]:

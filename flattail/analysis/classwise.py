@@ -28,7 +28,7 @@ class ClassHessian:
     samples: int = 500  # per class, drawn by the seed
     steps: int = 100  # Lanczos steps of a probe, at most
     probes: int = 2  # Lanczos runs; their spread is an error bar
-    draws: int = 10  # further probes of the trace, on what Lanczos has not seen
+    draws: int = 4  # further probes of the trace, layer by layer, on what Lanczos has not seen
     subsets: int = 4  # half-samples of each class; the spread over them is the standard error over samples
     tolerance: float = 1e-6  # relative error of both ends at which a run stops; 0: all steps
     micro: int = 128  # samples differentiated at once
@@ -92,7 +92,7 @@ class ClassHessian:
         """Everything about one class or group."""
         begun, own = time.monotonic(), int(member[samples.y].sum())
         subsets = self.subsets if own > 1 else 0
-        most, spent = (1 + subsets) * (self.probes * self.steps + self.draws), 0
+        most, spent = (1 + subsets) * self.probes * self.steps, 0
 
         def of_samples(some: Samples) -> tuple[Hessian, Spectrum]:
             nonlocal spent

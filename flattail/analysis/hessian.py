@@ -6,7 +6,7 @@ H v = sum_i a_i m_i (d²loss_i/dw²) v / sum_i a_i m_i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -17,7 +17,16 @@ from flattail.sharp import Weighted
 
 from .subject import enough_memory, flat, split_like
 
+BLOCKS = 24  # at most so many layers are told apart by `within`
 Piece = tuple[list[Tensor | None], Tensor, Tensor]  # gradient with its graph, loss and mass; sums over a micro-batch
+
+
+def layers(weights: list[Tensor], most: int) -> list[list[int]]:
+    """Indices of the weights by layer: a matrix or kernel with the vectors (biases, norms) after it; neighbours joined."""
+    starts = [i for i, w in enumerate(weights) if w.ndim > 1 or i == 0]
+    found = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], len(weights)], strict=True)]
+    cut = [len(found) * k // min(most, len(found)) for k in range(min(most, len(found)) + 1)]
+    return [[i for layer in found[a:b] for i in layer] for a, b in pairwise(cut)]
 
 
 class Hessian:
@@ -52,6 +61,7 @@ class Hessian:
         self.shape = (self.size, self.size)
         self.dtype, self.device = weights[0].dtype, weights[0].device
         self.products = 0  # taken so far
+        self.blocks = layers(weights, BLOCKS)  # indices of the weights of each layer
         self._held: Piece | None = None
         self._many = False  # whether there are several micro-batches
 
@@ -59,7 +69,15 @@ class Hessian:
         """Products with the columns of `v`, `[n]` or `[n, k]`."""
         self.products += 1 if v.ndim == 1 else v.shape[1]
         with enough_memory(self.micro):
-            return self._product(v, self._pieces())
+            return self._product(v, self._pieces(), [list(range(len(self.weights)))])
+
+    def within(self, v: Tensor) -> Tensor:
+        """Products of the blocks on the diagonal, layer by layer, with `v`, `[n]` or `[n, k]`.
+
+        A pass per layer, but only through what lies behind it: together about a quarter of as many products.
+        """
+        with enough_memory(self.micro):
+            return self._product(v, self._pieces(), self.blocks)
 
     def gradient(self) -> tuple[float, Tensor]:
         """The loss and its gradient `[n]`."""
@@ -78,8 +96,9 @@ class Hessian:
             ValueError: if it is another one, saying why.
         """
         v = torch.randn(self.size, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
-        first = self._product(v, self._pieces())
-        again = self._product(v, self._built(max(min(self.micro, self._largest) // 2, 1)))
+        whole = [list(range(len(self.weights)))]
+        first = self._product(v, self._pieces(), whole)
+        again = self._product(v, self._built(max(min(self.micro, self._largest) // 2, 1)), whole)
         tolerance = 1e-3 if self.dtype == torch.float32 else 1e-6
         if float((first - again).norm()) > tolerance * float(first.norm() + again.norm()):
             raise ValueError(f"a repeated Hessian-vector product differs: {self._why()}")
@@ -92,25 +111,25 @@ class Hessian:
 
         return LinearOperator(self.shape, matvec=product, dtype="float64")
 
-    def _product(self, v: Tensor, pieces: Iterator[Piece]) -> Tensor:
+    def _product(self, v: Tensor, pieces: Iterator[Piece], blocks: list[list[int]]) -> Tensor:
         columns = v[:, None] if v.ndim == 1 else v
         out, total = torch.zeros_like(columns.T, memory_format=torch.contiguous_format), 0.0
+        rows = [split_like(row, self.weights) for row in out]
+        directions = [split_like(column.contiguous(), self.weights) for column in columns.T]
         for gradient, _, mass in pieces:
-            depends = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-            for row, column in zip(out, columns.T, strict=True):
-                if not depends:
-                    continue
-                directions = split_like(column.contiguous(), self.weights)
-                turned = torch.autograd.grad(
-                    [gradient[i] for i in depends],  # type: ignore[arg-type]
-                    self.weights,
-                    [directions[i] for i in depends],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-                row += flat(
-                    [torch.zeros_like(w) if t is None else t for t, w in zip(turned, self.weights, strict=True)]
-                )
+            for block in blocks:
+                own = {i: g for i in block if (g := gradient[i]) is not None and g.requires_grad}
+                for row, direction in zip(rows, directions, strict=True) if own else ():
+                    turned = torch.autograd.grad(
+                        list(own.values()),
+                        [self.weights[i] for i in block],
+                        [direction[i] for i in own],
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
+                    for i, t in zip(block, turned, strict=True):
+                        if t is not None:
+                            row[i] += t
             total += float(mass)
         if not total:
             raise ValueError("no sample counts: the weight of every sample is zero")

@@ -45,6 +45,12 @@ class Krylov:
         return self.vectors[: self.steps]
 
     @property
+    def matrix(self) -> np.ndarray:
+        """T, `[k, k]`: the operator on the basis."""
+        off = self.beta[: self.steps - 1]
+        return np.diag(self.alpha) + np.diag(off, 1) + np.diag(off, -1)
+
+    @property
     def next(self) -> Tensor:
         """The vector `[n]` whose product is wanted."""
         return self.vectors[self.steps]

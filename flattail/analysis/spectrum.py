@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .hessian import Hessian
 from .krylov import Krylov
 
 ZERO = 1e-4  # Ritz values within this share of the largest count as zero: their sign is rounding
@@ -54,7 +55,7 @@ class Spectrum:
     masses: np.ndarray  # [P, K]
     v_min: Tensor  # [n] unit eigenvector of lambda_min
     v_max: Tensor  # [n]
-    products: int
+    products: int  # of the whole operator; those of single layers, for the trace, are not counted
 
     @property
     def converged(self) -> bool:
@@ -67,7 +68,7 @@ def spectrum(
     *,
     steps: int = 100,
     probes: int = 1,
-    draws: int = 10,
+    draws: int = 4,
     tolerance: float = 1e-6,
     seed: int = 0,
     on_step: Callable[[int], None] = lambda products: None,
@@ -75,14 +76,14 @@ def spectrum(
     """Both ends of the spectrum, trace and density.
 
     One Lanczos run per probe (Rademacher) serves ends and density; all runs advance in one pass. The trace is exact on
-    the space of the first run and estimated by further probes on its complement, as in Hutch++ (Meyer et al., SOSA
-    2021), whose sketch is here what Lanczos has found already.
+    the space of the first run and estimated by further probes beyond it, as in Hutch++ (Meyer et al., SOSA 2021), whose
+    sketch is here what Lanczos has found already; of a `Hessian` layer by layer.
 
     Args:
         H: anything with a shape and products.
         steps: the most products of a run.
         probes: runs, at least 1.
-        draws: products spent on the trace beyond the runs, at least 2.
+        draws: probes spent on the trace beyond the runs, at least 2.
         tolerance: relative error of both ends at which a run stops; 0: all steps.
         seed: of the probes.
         on_step: told the number of products taken, after each pass.
@@ -134,16 +135,29 @@ def spectrum(
 def deflated_trace(H: Operator, run: Krylov, draws: int, generator: torch.Generator) -> tuple[float, float, int]:
     """The trace, its standard error, and the products that it took.
 
-    tr H = sum of alpha (exact on the run's space Q) + E z' (I − QQ') H (I − QQ') z for random signs z.
+    tr H = tr T + E z' (I − QQ') H (I − QQ') z: exact on the run's space Q, estimated on its complement by random signs z.
+    Where H knows its layers, cross terms of different layers, which have no trace and most of the noise, are left out:
+    tr H = tr T + E sum_l (z_l' H_ll z_l − (Qz)_l' T (Qz)_l).
     """
     Q, known = run.basis, float(np.sum(run.alpha))
     if len(Q) == Q.shape[1]:
         return known, 0.0, 0
     z = torch.stack([signs(Q.shape[1], H, generator) for _ in range(draws)], 1)
-    for _ in range(2):
-        z = z - Q.T @ (Q @ z)
-    rest = (z.double() * (H @ z).double()).sum(0).cpu().numpy()
-    return known + float(rest.mean()), float(rest.std(ddof=1) / math.sqrt(draws)), draws
+    if isinstance(H, Hessian) and len(H.blocks) > 1:
+        rest = (z.double() * H.within(z).double()).sum(0)
+        T = torch.as_tensor(run.matrix).to(H.device)
+        sizes, spent = [w.numel() for w in H.weights], 0
+        starts = np.cumsum([0, *sizes])
+        for block in H.blocks:
+            own = slice(int(starts[block[0]]), int(starts[block[-1] + 1]))
+            seen = (Q[:, own] @ z[own]).double()
+            rest = rest - (seen * (T @ seen)).sum(0)
+    else:
+        for _ in range(2):
+            z = z - Q.T @ (Q @ z)
+        rest, spent = (z.double() * (H @ z).double()).sum(0), draws
+    each = rest.cpu().numpy()
+    return known + float(each.mean()), float(each.std(ddof=1) / math.sqrt(draws)), spent
 
 
 def density(nodes: np.ndarray, masses: np.ndarray, grid: np.ndarray, *, width: float) -> np.ndarray:
