@@ -151,7 +151,11 @@ def asam() -> Iterator[Shipped]:
     for shipped in saddle():
         if shipped.path.endswith("/ce-sam"):
             recipe = shipped.recipe
-            notes = (*recipe.notes[:1], "Ours: ASAM with its authors' radius; Saddle's paper has SAM.", *recipe.notes[2:])
+            notes = (
+                *recipe.notes[:1],
+                "Ours: ASAM with its authors' radius; Saddle's paper has SAM.",
+                *recipe.notes[2:],
+            )
             stages = tuple(replace(s, method=ASAM()) for s in recipe.stages)
             yield Shipped(
                 shipped.path.replace("ce-sam", "ce-asam"),

@@ -66,10 +66,10 @@ def test_check_finds_a_changed_a_missing_and_a_surplus_file(tmp_path, capsys):
     assert table.main(check=True) == 0
 
 
-def test_the_issue_s_recipes_are_all_there():
+def test_every_method_has_its_recipes():
     saddle = [f"{a}{b}" for a in ("ce", "ce-drw", "ldam-drw", "vs", "vs-drw") for b in ("", "-sam")]
     sse = [f"r34-{a}{b}" for a in ("ce", "ldam", "la", "vs") for b in ("", "-sam", "-imbsam", "-ssesam")]
-    cifar = [*saddle, *sse, "focalsam", "ccsam", "ccsam-released"]
+    cifar = [*saddle, "ce-asam", *sse, "focalsam", "ccsam", "ccsam-released"]
     digits = ["ce", "ce-sam", "imbsam", "ssesam", "focalsam", "ccsam"]
     wanted = [f"cifar{c}-lt-100/{name}" for c in (10, 100) for name in cifar] + [f"digits-lt/{name}" for name in digits]
     assert sorted(wanted) == PATHS
