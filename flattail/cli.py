@@ -178,6 +178,49 @@ def evaluate(
 
 
 @app.command()
+def analyse(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    what: Annotated[str, typer.Argument(help="hessian, landscape, sharpness, radius or escape.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="An option: samples=50, classes=few (repeatable).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, test or val: whose images.")] = "train",
+    loss: Annotated[str, typer.Option(help="ce, to compare methods; or own, the run's loss.")] = "ce",
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """Loss geometry, class by class: is the tail of this model at a saddle? Kept in the run directory."""
+    with mistakes_told():
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+        from rich.table import Table
+
+        from .examine import examine
+        from .report.geometry import summary_lines
+        from .runs import read
+
+        if split not in ("train", "test", "val"):
+            raise ValueError(f"--split is train, test or val, not {split}")
+        if loss not in ("ce", "own"):
+            raise ValueError(f"--loss is ce or own, not {loss}")
+        with Progress(console=Console(stderr=True)) as progress:
+            bars: dict[str, TaskID] = {}
+
+            def told(part: str, step: int, steps: int) -> None:
+                if part not in bars:
+                    bars[part] = progress.add_task(part)
+                progress.update(bars[part], completed=step, total=steps)
+
+            path = examine(run, what, sets=set_ or (), split=split, loss=loss, root=root, device=device, progress=told)
+        columns, rows = summary_lines(read(run), what)
+        table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        typer.echo(f"kept in {path}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),

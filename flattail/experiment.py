@@ -249,6 +249,22 @@ def revision() -> str | None:
 # -- looking again -------------------------------------------------------------------------------------
 
 
+def restored(folder: Path, root: Path) -> tuple[Recipe, LongTail, nn.Module, int]:
+    """A finished run's recipe, data, trained model and seed."""
+    done = runs.read(Path(folder))
+    path = done.path / runs.MODEL
+    if not path.exists():
+        raise ValueError(f"{folder} holds no finished run: `flattail train ... --resume` finishes it")
+    recipe = from_tree(done.recipe)
+    data = load(recipe, root, done.seed)
+    model = build(recipe, data, done.seed)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold this run's weights: train it again ({error})") from error
+    return recipe, data, model, done.seed
+
+
 def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"), device: str | None = None) -> Scores:
     """The scores of a finished run, anew from its logits; or, with `views`, from its model and the test images."""
     done = runs.read(Path(folder))
@@ -258,14 +274,7 @@ def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"),
     if views is None:
         logits, y = (torch.from_numpy(a) for a in done.logits())
         return evaluate(logits, y, groups=groups)
-    recipe = from_tree(done.recipe)
-    data = load(recipe, root, done.seed)
-    model = build(recipe, data, done.seed)
-    try:
-        model.load_state_dict(load_file(done.path / runs.MODEL))
-    except (SafetensorError, RuntimeError) as error:
-        path = done.path / runs.MODEL
-        raise ValueError(f"{path} does not hold this run's weights: train it again ({error})") from error
+    _, data, model, _ = restored(folder, root)
     accelerator = accelerated(device, "fp32")
     logits, y = logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")
     return evaluate(logits, y, groups=groups)

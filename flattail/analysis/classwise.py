@@ -28,7 +28,7 @@ class ClassHessian:
     samples: int = 500  # per class, drawn by the seed
     steps: int = 100  # Lanczos steps of a probe, at most
     probes: int = 2  # Lanczos runs; their spread is an error bar
-    draws: int = 4  # further probes of the trace, layer by layer, on what Lanczos has not seen
+    draws: int = 2  # further probes of the trace, layer by layer, on what Lanczos has not seen
     subsets: int = 4  # half-samples of each class; the spread over them is the standard error over samples
     tolerance: float = 1e-6  # relative error of both ends at which a run stops; 0: all steps
     micro: int = 128  # samples differentiated at once
@@ -109,7 +109,9 @@ class ClassHessian:
         halves = [of_samples(samples.half(self.seed + 1 + s))[1] for s in range(subsets)]
         progress(most, most)
         arrays = {k: np.asarray(v) for k, v in vars(whole).items() if not isinstance(v, Tensor)}
-        arrays |= {f"{k}_samples": np.asarray(spread([getattr(h, k) for h in halves])) for k in ENDS}
+        taken = int(member[samples.half(0).y].sum())
+        scale = (taken / max(own - taken, 1)) ** 0.5  # 1 for exact halves, see `Samples.half`
+        arrays |= {f"{k}_samples": np.asarray(scale * spread([getattr(h, k) for h in halves])) for k in ENDS}
         return arrays | {
             "converged": np.asarray(whole.converged),
             "loss": np.asarray(value),

@@ -17,13 +17,13 @@ from flattail.sharp import Weighted
 
 from .subject import enough_memory, flat, split_like
 
-BLOCKS = 24  # at most so many layers are told apart by `within`
+BLOCKS = 64  # at most so many layers are told apart by `within`
 Piece = tuple[list[Tensor | None], Tensor, Tensor]  # gradient with its graph, loss and mass; sums over a micro-batch
 
 
 def layers(weights: list[Tensor], most: int) -> list[list[int]]:
-    """Indices of the weights by layer: a matrix or kernel with the vectors (biases, norms) after it; neighbours joined."""
-    starts = [i for i, w in enumerate(weights) if w.ndim > 1 or i == 0]
+    """Indices of the weights by layer: a matrix or kernel, or the vectors between two; neighbours joined if need be."""
+    starts = [i for i, w in enumerate(weights) if i == 0 or w.ndim > 1 or weights[i - 1].ndim > 1]
     found = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], len(weights)], strict=True)]
     cut = [len(found) * k // min(most, len(found)) for k in range(min(most, len(found)) + 1)]
     return [[i for layer in found[a:b] for i in layer] for a, b in pairwise(cut)]
@@ -87,6 +87,8 @@ class Hessian:
                 [torch.zeros_like(w) if d is None else d.detach() for d, w in zip(g, self.weights, strict=True)]
             )
             loss, mass = loss + float(value), mass + float(own)
+        if not mass:
+            raise ValueError("no sample counts: the weight of every sample is zero")
         return loss / mass, total / mass
 
     def check(self, seed: int = 0) -> None:

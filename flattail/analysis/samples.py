@@ -72,7 +72,8 @@ class Samples:
     def half(self, seed: int) -> Samples:
         """A random half of every class, rounded up.
 
-        The spread of a mean over such halves is the standard error of the mean over all: (s²/(M/2)) (1 − 1/2) = s²/M.
+        The spread of a mean over such parts of h of M samples, times sqrt(h/(M − h)), is the standard error of the mean
+        over all: (s²/h) (1 − h/M) h/(M − h) = s²/M.
         """
         order = torch.rand(len(self.y), generator=torch.Generator().manual_seed(seed)).argsort()
         rank = torch.empty_like(order)

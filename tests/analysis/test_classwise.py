@@ -9,12 +9,12 @@ from test_hessian import dense
 from flattail.analysis import ANALYSES, ClassHessian, class_hessian
 
 GROUPS = {"many": COUNTS >= 100, "few": COUNTS < 20}
-QUICK = {"dtype": "float64", "subsets": 2, "steps": 200, "draws": 30}
+QUICK = {"dtype": "float64", "subsets": 2, "probes": 1}
 
 
 def test_every_class_and_group_against_dense_matrices():
     model, (x, y) = mlp(), data(n=30)
-    found = class_hessian(model, [(x, y)], COUNTS, groups=GROUPS, **QUICK)
+    found = class_hessian(model, [(x, y)], COUNTS, groups=GROUPS, draws=8, **QUICK)
     assert found["name"].tolist() == ["0", "1", "2", "3", "4", "5", "many", "few", "all"]
     for i, name in enumerate(found["name"]):
         member = torch.eye(CLASSES)[int(name)] if name.isdigit() else GROUPS.get(name, torch.ones(CLASSES)).float()
@@ -26,9 +26,30 @@ def test_every_class_and_group_against_dense_matrices():
         assert found["samples"][i] == int(member[y].sum())
         assert found["count"][i] == int(COUNTS[member.bool()].sum())
     assert found["converged"].all()
-    assert (found["lambda_min_samples"] > 0).all()
+    some = found["samples"] > 4
+    assert some.sum() > 4
+    assert (found["lambda_min_samples"][some] > 0).all()
     assert (found["seconds"] > 0).all()
     np.testing.assert_allclose(np.nansum(found["masses"], 2), 1)
+
+
+def test_the_error_bar_over_samples_is_the_standard_error():
+    class Bent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x):
+            return (0.5 * x * self.w**2).expand(-1, 2)
+
+    for n in (5, 100):
+        x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+        found = class_hessian(
+            Bent(), [(x, torch.zeros(n, dtype=torch.int64))], torch.tensor([n, 1]), classes="0", subsets=200,
+            dtype="float64", loss=lambda z, y, n: z[:, 0],
+        )  # fmt: skip
+        assert found["lambda_max"][0] == pytest.approx(x.mean().item())
+        assert found["lambda_max_samples"][0] == pytest.approx(x.std().item() / n**0.5, rel=0.2)
 
 
 def test_one_sample_works_and_is_marked():

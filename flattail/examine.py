@@ -1,0 +1,161 @@
+"""An analysis of a finished run, kept in its directory part by part: `analysis/<name>.npz`, and `.json` beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+from torch import Tensor
+
+from . import runs
+from .analysis import ANALYSES, cross_entropy
+from .data.halves import in_order
+from .experiment import restored
+from .losses import Loss
+from .recipe import Recipe, RecipeError, built, guess, to_tree
+from .sharp import ERM, SAM, Method, Weighted
+
+BATCH = 512  # images read at a time
+
+
+def examine(
+    folder: Path,
+    name: str,
+    *,
+    sets: Sequence[str] = (),
+    split: Literal["train", "test", "val"] = "train",
+    loss: Literal["ce", "own"] = "ce",
+    root: Path = Path("data"),
+    device: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda name, step, steps: None,
+) -> Path:
+    """Analyse a finished run; what was found before under the same options is not computed again.
+
+    Args:
+        folder: the run directory.
+        name: of the analysis: hessian, landscape, sharpness, radius or escape.
+        sets: `option=value` for fields of the analysis; for sharpness also `method`, for landscape `other` (a run).
+        split: whose images, with evaluation transforms.
+        loss: plain cross-entropy, on which methods can be compared, or that of the run's last stage.
+        root, device: of the data, and to compute on.
+        progress: receives a part's name, the steps taken and the steps at most.
+
+    Returns:
+        `analysis/<name>.npz`: one row per class or group, in the order of `name`.
+
+    Raises:
+        ValueError: for options that are none, or a split without samples.
+    """
+    if name not in ANALYSES:
+        raise ValueError(f"there is no analysis {name!r}; {guess(name, ANALYSES)}")
+    recipe, data, model, seed = restored(folder, root)
+    options, extras = options_of(name, sets)
+    half = getattr(data, split)
+    if half is None:
+        raise ValueError(f"split: this run kept no {split} images apart; choose train or test")
+    how: dict[str, Any] = {"loss": cross_entropy if loss == "ce" else plain_values(recipe.stages[-1].loss)}
+    if name != "radius":  # a radius is a class's own
+        how["groups"] = data.group()
+    if name == "sharpness":
+        how["method"] = method_of(recipe, extras.get("method"))
+        extras["method"] = to_tree(how["method"])
+    if "other" in extras:
+        how["other"] = restored(Path(extras["other"]), root)[2]
+    said = {"options": to_tree(options) | extras, "split": split, "loss": loss, "seed": seed}
+
+    out = Path(folder) / "analysis"
+    final, parts = out / f"{name}.npz", out / f"{name}.parts"
+    if kept(out / f"{name}.json") == said and final.exists():
+        return final
+    alone = PartialState(cpu=device == "cpu")
+    if alone.is_main_process and kept(parts / "options.json") != said:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        runs.write_json(parts / "options.json", said)
+    alone.wait_for_everyone()
+    begun = time.monotonic()
+    arrays = options(
+        model.to(alone.device),
+        lambda: half.batches(in_order(len(half), BATCH), device=alone.device),
+        data.counts,
+        **how,
+        names=data.names,
+        done=found_in(parts),
+        on_part=lambda part, found: write_arrays(parts / f"{len(part)}-{part}.npz", found | {"part": np.array(part)}),
+        progress=progress,
+    )
+    if alone.is_main_process:
+        write_arrays(final, arrays)
+        runs.write_json(out / f"{name}.json", said | {"seconds": round(time.monotonic() - begun, 2)})
+        shutil.rmtree(parts)
+    return final
+
+
+def options_of(name: str, sets: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The analysis with its options, and what else was set for it."""
+    cls = ANALYSES[name]
+    fields = {f.name for f in dataclasses.fields(cls)}
+    more = {"sharpness": {"method"}, "landscape": {"other"}}.get(name, set())
+    given: dict[str, Any] = {}
+    for assignment in sets:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment}: write option=value, e.g. samples=50")
+        if key not in fields | more:
+            raise RecipeError(f"--set {assignment}: {name} has no `{key}`; {guess(key, fields | more)}")
+        given[key] = str(value) if key in ("classes", "other") else yaml.safe_load(value)
+    extras = {k: given.pop(k) for k in list(given) if k in more}
+    return built(cls, given, name), extras
+
+
+def method_of(recipe: Recipe, raw: Any) -> Method:
+    """Whose sharpness: the method that was asked for, that of the run, or SAM for a plain run."""
+    if raw is not None:
+        return built(Method, raw, "method")
+    own = recipe.stages[-1].method
+    return SAM() if isinstance(own, ERM) else own
+
+
+def plain_values(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A loss per sample without its class weights: within a class they cancel."""
+
+    def values(logits: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+        out = loss(logits, y, counts)
+        return out.values if isinstance(out, Weighted) else out
+
+    return values
+
+
+def kept(path: Path) -> dict[str, Any] | None:
+    """What a file beside an analysis says, without its time; None where there is none, or half of one."""
+    try:
+        said = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return {k: v for k, v in said.items() if k != "seconds"} if isinstance(said, dict) else None
+
+
+def found_in(parts: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The parts of an interrupted analysis; one that cannot be read is computed again."""
+    found = {}
+    for path in sorted(parts.glob("*.npz")):
+        try:
+            with np.load(path) as file:
+                arrays = {k: file[k] for k in file.files}
+        except Exception:  # whatever is wrong with it, it will be replaced
+            continue
+        found[str(arrays.pop("part"))] = arrays
+    return found
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz, whole or not at all."""
+    with runs.replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
