@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="model.safetensors of a ResNet-20 run; else one is trained")
     parser.add_argument("--epochs", type=int, default=3, help="of that training")
     parser.add_argument("--samples", type=int, default=50, help="of each class")
-    parser.add_argument("--draws", type=int, default=2, help="of our trace")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="of our trace; one has no error bar, as the textbook has none"
+    )
     parser.add_argument("--reference", type=int, default=40, help="draws of the reference trace")
     parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)))
     args = parser.parse_args()

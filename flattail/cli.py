@@ -1,4 +1,4 @@
-"""The command line: list · show · train · evaluate · report. It imports torch only when there is work to do."""
+"""The command line: list · show · train · evaluate · import · analyse · report. Torch comes only when there is work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -177,6 +177,32 @@ def evaluate(
             console.print(classes)
 
 
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A state dict, by torch.save or safetensors.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose data and model these are: a file, or a shipped name.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make; its name is the seed: runs/theirs/0.")],
+    set_: Sets = None,
+    class_map: Annotated[
+        Path | None, typer.Option(help="JSON list: entry c is the checkpoint's index of the recipe's class c.")
+    ] = None,
+    root: Root = Path("data"),
+    device: Device = None,
+) -> None:
+    """A run directory from someone's trained weights, to evaluate, analyse and report; no code in the file is run."""
+    with mistakes_told():
+        from .imported import import_run, read_class_map
+        from .recipe import found, read
+
+        (path, *more) = found([recipe])
+        if more:
+            raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: choose one of them")
+        order = None if class_map is None else read_class_map(class_map)
+        run = import_run(checkpoint, read(path, set_ or ()), out, class_map=order, root=root, device=device)
+        print_table([run])
+        typer.echo(f"run: {run}")
+
+
 @app.command()
 def analyse(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
@@ -184,8 +210,8 @@ def analyse(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="An option: samples=50, classes=few (repeatable).")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, test or val: whose images.")] = "train",
-    loss: Annotated[str, typer.Option(help="ce, to compare methods; or own, the run's loss.")] = "ce",
+    split: Annotated[Literal["train", "test", "val"], typer.Option(help="Whose images.")] = "train",
+    loss: Annotated[Literal["ce", "own"], typer.Option(help="ce compares methods; own is the run's loss.")] = "ce",
     root: Root = Path("data"),
     device: Device = None,
 ) -> None:
@@ -199,10 +225,6 @@ def analyse(
         from .report.geometry import summary_lines
         from .runs import read
 
-        if split not in ("train", "test", "val"):
-            raise ValueError(f"--split is train, test or val, not {split}")
-        if loss not in ("ce", "own"):
-            raise ValueError(f"--loss is ce or own, not {loss}")
         with Progress(console=Console(stderr=True)) as progress:
             bars: dict[str, TaskID] = {}
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from . import __version__, runs
 from .closures import plain
@@ -108,11 +108,26 @@ def run(
         tracker.finish()
     if not accelerator.is_main_process:
         return folder
-    logits, y = logits_of(
-        model, data.test, device=accelerator.device, flip=recipe.protocol.views == "flip", workers=workers
-    )
     rows = runs.read_log(folder)
-    scores = {
+    outcome = judged(model, recipe, data, accelerator.device, epoch=epoch, said=warnings(recipe, rows), workers=workers)
+    store(folder, model, *outcome, environment(accelerator, data, time.monotonic() - began, rows))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return folder
+
+
+def judged(
+    model: nn.Module,
+    recipe: Recipe,
+    data: LongTail,
+    device: torch.device,
+    *,
+    epoch: int | None,
+    said: list[str],
+    workers: int = 4,
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """What `scores.json` says of a model, its test logits `[N, C]` and labels `[N]`; `said` are warnings to readers."""
+    logits, y = logits_of(model, data.test, device=device, flip=recipe.protocol.views == "flip", workers=workers)
+    outcome = {
         "scores": evaluate(logits, y, groups=data.group()).to_json(),
         "selection": recipe.protocol.selection,
         "epoch": epoch,
@@ -121,15 +136,20 @@ def run(
         "groups": {name: mask.tolist() for name, mask in data.group().items()},
         "data": data.title,
         "fingerprint": data.fingerprint,
-        "warnings": warnings(recipe, rows),
+        "warnings": said,
     }
+    return outcome, logits, y
+
+
+def store(
+    folder: Path, model: nn.Module, outcome: dict[str, Any], logits: Tensor, y: Tensor, env: dict[str, Any]
+) -> None:
+    """Write what a run directory holds of a trained model; the scores, which make it finished, come last."""
     runs.write_logits(folder, logits.numpy(), y.numpy())
     weights = as_safetensors({n: t.contiguous().cpu() for n, t in model.state_dict().items()})
     runs.write_bytes(folder / runs.MODEL, weights)
-    runs.write_json(folder / runs.ENV, environment(accelerator, data, time.monotonic() - began, rows))
-    runs.write_json(folder / runs.SCORES, scores)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return folder
+    runs.write_json(folder / runs.ENV, env)
+    runs.write_json(folder / runs.SCORES, outcome)
 
 
 def load(recipe: Recipe, root: Path, seed: int) -> LongTail:

@@ -6,13 +6,14 @@ scores.json        the test scores; it exists once the run is finished
 logits.npz         test logits [N, C] and labels [N]
 model.safetensors  the trained weights
 env.json           versions, device, git, seconds, dtype
+analysis/          <name>.npz and <name>.json of every finished analysis: its arrays, its options
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import yaml
 
 RECIPE, LOG, SCORES, ENV = "recipe.yaml", "log.jsonl", "scores.json", "env.json"
-LOGITS, MODEL = "logits.npz", "model.safetensors"
+LOGITS, MODEL, ANALYSIS = "logits.npz", "model.safetensors", "analysis"
 
 
 # ---- writing -----------------------------------------------------------------------------------------------
@@ -204,6 +205,31 @@ class Run:
         except Exception as error:
             remedy = "write it again with `flattail evaluate`"
             raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+
+    @property
+    def analyses(self) -> tuple[str, ...]:
+        """The names of the finished analyses, in alphabetical order."""
+        arrays = (self.path / ANALYSIS).glob("[!.]*.npz")
+        return tuple(sorted(path.stem for path in arrays if path.with_suffix(".json").exists()))
+
+    def analysis(self, name: str, *, without: Collection[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A finished analysis: its arrays, a row per class or group, and what was asked (options, split, loss, …).
+
+        `without`: arrays that are not wanted, and so not read. Raises FileNotFoundError if the analysis has not been
+        made, ValueError naming the file if one is damaged.
+        """
+        path = self.path / ANALYSIS / f"{name}.npz"
+        if name not in self.analyses:
+            raise FileNotFoundError(f"{path} is not finished: make it with `flattail analyse {self.path} {name}`")
+        remedy = f"delete it and make it again with `flattail analyse {self.path} {name}`"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files if key not in without}
+            if "name" not in arrays or not arrays["name"].ndim:
+                raise ValueError("it names no class")
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+        return arrays, _json(path.with_suffix(".json"), remedy)
 
 
 # ---- details -----------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ VERBS = {
     "show": ({"recipe"}, {"--set", "--root", "--help"}),
     "train": ({"recipes"}, {"--set", "--seeds", "--jobs", "--out", "--device", "--root", "--resume", "--help"}),
     "evaluate": ({"run"}, {"--views", "--root", "--device", "--help"}),
+    "import": ({"checkpoint"}, {"--recipe", "--out", "--set", "--class-map", "--root", "--device", "--help"}),
+    "analyse": ({"run", "what"}, {"--set", "--split", "--loss", "--root", "--device", "--help"}),
     "report": ({"runs"}, {"--out", "--help"}),
 }
 
@@ -167,6 +169,25 @@ def test_a_table_from_a_folder_and_a_file_and_the_report_of_it(place):
     assert asked("report", "out/table/ce/0", "--out", "one.html")
 
 
+def test_weights_from_elsewhere_become_a_run(place):
+    import torch
+    from safetensors.torch import load_file
+
+    recipe_at(place / "r.yaml")
+    asked("train", "r.yaml", "--device", "cpu", "--out", "out")
+    home = next(place.rglob("model.safetensors")).parent
+    torch.save({"state_dict": {f"module.{n}": t for n, t in load_file(home / "model.safetensors").items()}}, "c.pth")
+    (place / "m.json").write_text(json.dumps(list(range(10))))
+    command = ["import", "c.pth", "--recipe", "r.yaml", "--class-map", "m.json", "--device", "cpu"]
+    said = asked(*command, "--out", "theirs/saddle/3")
+    assert "r (imported)" in said and "not trained here" in said and "theirs/saddle/3" in said
+    assert asked("evaluate", "theirs/saddle/3") == asked("evaluate", home)
+    assert "r (imported)" in asked("report", "out", "theirs")
+    message = refused(*command, "--out", "a/0", "--set", "model.head=cosine")
+    assert "1 unknown: head.bias [10]" in message and "--set model.head=linear" in message
+    assert not (place / "a").exists()
+
+
 def test_two_jobs_at_a_time(place):
     for name in ("a", "b"):
         recipe_at(place / "t" / f"{name}.yaml")
@@ -223,6 +244,11 @@ TRAIN = ("train", "r.yaml", "--out", "out", "--device", "cpu", "--root", ".")
         (("evaluate", "nothing"), "nothing holds no recipe.yaml"),
         (("evaluate", "out0/r/0"), "holds no finished run"),
         (("evaluate", "out0/r/0", "--views", "two"), "--views is one or flip, not two"),
+        (("import", "absent.pt", "--recipe", "r.yaml", "--out", "out/0"), "absent.pt: no such checkpoint"),
+        (("import", "cut.npz", "--recipe", "r.yaml", "--out", "out/0"), "is no checkpoint that torch.load"),
+        (("import", "cut.npz", "--recipe", "r.yaml", "--out", "out"), "is named by its seed, a number: write out/0"),
+        (("import", "cut.npz", "--recipe", "digits-lt", "--out", "out/0"), "is a folder of"),
+        (("import", "cut.npz", "--recipe", "r.yaml", "--out", "out/0", "--class-map", "r.yaml"), "not readable JSON"),
         (("report", "nothing"), "nothing does not exist"),
         (("report", "empty"), "no run directory lies at or below empty"),
     ],

@@ -25,13 +25,13 @@ class ClassHessian:
     """Spectrum of the Hessian of each class's mean loss, and of groups of classes."""
 
     classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
-    samples: int = 500  # per class, drawn by the seed
+    samples: int = 50  # per class, drawn by the seed
     steps: int = 100  # Lanczos steps of a probe, at most
     probes: int = 2  # Lanczos runs; their spread is an error bar
     draws: int = 2  # further probes of the trace, layer by layer, on what Lanczos has not seen
     subsets: int = 4  # half-samples of each class; the spread over them is the standard error over samples
     tolerance: float = 1e-6  # relative error of both ends at which a run stops; 0: all steps
-    micro: int = 128  # samples differentiated at once
+    micro: int = 64  # samples differentiated at once
     only: str | None = None  # a pattern on parameter names; others are held fixed
     dtype: DType = "float32"  # of the products; scalars are float64 in any case
     seed: int = 0  # of samples, probes and subsets
@@ -92,21 +92,21 @@ class ClassHessian:
         """Everything about one class or group."""
         begun, own = time.monotonic(), int(member[samples.y].sum())
         subsets = self.subsets if own > 1 else 0
-        most, spent = (1 + subsets) * self.probes * self.steps, 0
+        most, spent = (self.probes + subsets) * self.steps, 0
 
-        def of_samples(some: Samples) -> tuple[Hessian, Spectrum]:
+        def of_samples(some: Samples, probes: int, draws: int) -> tuple[Hessian, Spectrum]:
             nonlocal spent
             H = self.operator(subject, some, member)
             found = spectrum(
-                H, steps=self.steps, probes=self.probes, draws=self.draws, tolerance=self.tolerance, seed=self.seed,
+                H, steps=self.steps, probes=probes, draws=draws, tolerance=self.tolerance, seed=self.seed,
                 on_step=lambda k: progress(spent + k, most),
             )  # fmt: skip
             spent += found.products
             return H, found
 
-        H, whole = of_samples(samples)
+        H, whole = of_samples(samples, self.probes, self.draws)
         value, g = H.gradient()
-        halves = [of_samples(samples.half(self.seed + 1 + s))[1] for s in range(subsets)]
+        halves = [of_samples(samples.half(self.seed + 1 + s), 1, 1)[1] for s in range(subsets)]
         progress(most, most)
         arrays = {k: np.asarray(v) for k, v in vars(whole).items() if not isinstance(v, Tensor)}
         taken = int(member[samples.half(0).y].sum())

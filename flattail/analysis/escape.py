@@ -31,16 +31,16 @@ class Escape:
     """Moments of each method's batch gradients along every class's direction of most negative curvature."""
 
     classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
-    samples: int = 500  # per class, drawn by the seed
-    batch: int = 64  # samples of a mini-batch, drawn with replacement
-    batches: int = 32  # mini-batches of a class, and of all classes
+    samples: int = 100  # per class, drawn by the seed
+    batch: int = 32  # samples of a mini-batch, drawn with replacement
+    batches: int = 20  # mini-batches of a class, and of all classes
     rho: tuple[float, ...] = (0.05, 0.1, 0.5)  # radii of SAM
     tail_rho: float = 0.1  # radius of ImbSAM, and of SSE-SAM's tail
     head_rho: float = 0.05  # radius of SSE-SAM's head
     eta: int | Literal["few"] = 100  # classes with fewer training samples are tail
     steps: int = 100  # Lanczos steps, at most
     tolerance: float = 1e-6  # relative error of lambda_min at which Lanczos stops
-    micro: int = 128  # samples differentiated at once
+    micro: int = 64  # samples differentiated at once
     dtype: DType = "float32"
     seed: int = 0
 

@@ -52,7 +52,7 @@ class Hessian:
         weights: list[Tensor],
         *,
         weight: Callable[[Tensor], Tensor] | None = None,
-        micro: int = 128,
+        micro: int = 64,
         model: nn.Module | None = None,
     ) -> None:
         self.losses, self.batches, self.weights = losses, batches, weights

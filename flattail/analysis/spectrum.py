@@ -17,7 +17,7 @@ from torch import Tensor
 from .hessian import Hessian
 from .krylov import Krylov
 
-ZERO = 1e-4  # Ritz values within this share of the largest count as zero: their sign is rounding
+ZERO = 1e-3  # Ritz values within this share of the largest count as zero: the atom at zero is smeared that far
 
 
 class Operator(Protocol):
@@ -83,15 +83,13 @@ def spectrum(
         H: anything with a shape and products.
         steps: the most products of a run.
         probes: runs, at least 1.
-        draws: probes spent on the trace beyond the runs, at least 2.
+        draws: probes spent on the trace beyond the runs; a single one has no error bar.
         tolerance: relative error of both ends at which a run stops; 0: all steps.
         seed: of the probes.
         on_step: told the number of products taken, after each pass.
     """
-    if probes < 1 or draws < 2 or steps < 1:
-        raise ValueError(
-            f"a spectrum needs steps and probes of 1 and draws of 2 at least, not {steps}, {probes}, {draws}"
-        )
+    if min(probes, draws, steps) < 1:
+        raise ValueError(f"a spectrum needs steps, probes and draws of 1 at least, not {steps}, {probes}, {draws}")
     n = H.shape[0]
     generator = torch.Generator().manual_seed(seed)
     runs = [Krylov(signs(n, H, generator), steps=steps, tolerance=tolerance) for _ in range(probes)]
@@ -149,8 +147,8 @@ def deflated_trace(H: Operator, run: Krylov, draws: int, generator: torch.Genera
         for _ in range(2):
             z = z - Q.T @ (Q @ z)
         each, spent = (z.double() * (H @ z).double()).sum(0, keepdim=True), draws
-    error = (each.var(1) / draws).sum().sqrt()  # layers are independent
-    return known + float(each.sum(0).mean()), float(error), spent
+    error = float((each.var(1) / draws).sum().sqrt()) if draws > 1 else math.nan  # layers are independent
+    return known + float(each.sum(0).mean()), error, spent
 
 
 def by_layer(H: Hessian, run: Krylov, z: Tensor) -> Tensor:

@@ -1,45 +1,34 @@
-"""The figures of the report as inline SVG: drawn by matplotlib, coloured by the page's own CSS variables.
+"""The figures of a training: how long the tail is, who gains, class by class, over the epochs."""
 
-Text stays text, and every colour becomes `var(--...)`, so one drawing serves light, dark and paper.
-"""
-
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .panels import (
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    SHADES,
+    SMALL,
+    WIDE,
+    Figure,
+    colour,
+    dash_of,
+    mean_of,
+    panel,
+    plain_log,
+    running,
+    spans_decades,
+    whiskers,
+)  # fmt: skip
 from .tables import GROUPS, SHARES, Row, series, terms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, ordered so that neighbours differ in lightness too; the last one is the ink
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f80", "#1b1c20")
-INK, MUTED, GRID = "#1c1d21", "#6a6e78", "#dfe1e6"
-SHADES = {"many": "#a9b8c8", "medium": "#6f88a3", "few": "#2f4d6e"}
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {colour: name for name, colour in SHADES.items()}
-VARIABLES |= {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
-DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MANY_CLASSES, BINS, TERMS = 20, 100, 5  # beyond: lines over rank, means of neighbours, one line for all
-SMALL, WIDE = (4.6, 2.9), (9.4, 3.1)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the page: panels side by side under a title, with a sentence on how to read them."""
-
-    key: str
-    title: str
-    reading: str
-    panels: tuple[str, ...]  # SVG
-    wide: bool = False  # one panel over the whole width
-    legend: bool = True  # whether the rows' colours are explained above it
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -51,11 +40,6 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     return [figure for figure in made if figure]
 
 
-def colour(row: Row, rows: Sequence[Row]) -> str:
-    """The row's colour, the same in every figure."""
-    return COLOURS[rows.index(row) % len(COLOURS)]
-
-
 # ---- figures -----------------------------------------------------------------------------------------------
 
 
@@ -63,7 +47,7 @@ def class_counts(row: Row) -> Figure:
     """Training images per class, most frequent first."""
     counts, names, order = _classes(row)
     counts, ranks = counts[order], np.arange(len(order))
-    with _panel(f"counts-{row.key}", SMALL, "Training images per class") as (ax, done):
+    with panel(f"counts-{row.key}", SMALL, "Training images per class") as (ax, done):
         few_classes = len(counts) <= MANY_CLASSES
         if len(counts) <= 4 * BINS:
             ax.bar(ranks, counts, 0.8 if few_classes else 1.0, color=[SHADES[g] for g in _group_of(row)])
@@ -72,7 +56,7 @@ def class_counts(row: Row) -> Figure:
         if counts.max() > 10 * max(counts.min(), 1):
             ax.set_yscale("log")
             ax.set_ylim(max(0.6, 0.5 * counts.min()), 1.6 * counts.max())
-            _plain_log(ax.yaxis)
+            plain_log(ax.yaxis)
         ax.set_ylabel("training images")
         _class_axis(ax, names, order)
         if few_classes:
@@ -91,12 +75,12 @@ def groups(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
     """Accuracy of many, medium, few and all as grouped bars."""
     shown = [name for name in SHARES if any(row.columns[name].n for row in rows)]
     width = 0.8 / len(rows)
-    with _panel(f"groups-{rows[0].key}", SMALL, "Accuracy by group") as (ax, done):
+    with panel(f"groups-{rows[0].key}", SMALL, "Accuracy by group") as (ax, done):
         for i, row in enumerate(rows):
             at = np.arange(len(shown)) + (i - (len(rows) - 1) / 2) * width
             mean, sd = np.array([(row.columns[name].mean, row.columns[name].sd) for name in shown]).T
             ax.bar(at, mean, width * 0.9, color=colour(row, every))
-            _whiskers(ax, at, mean, sd)
+            whiskers(ax, at, mean, sd)
         size = rows[0].sizes
         ax.set_xticks(range(len(shown)), [f"{g} ({size[g]})" if g in size else g for g in shown])
         ax.tick_params(axis="x", length=0)
@@ -116,24 +100,24 @@ def per_class(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
     bins = np.array_split(order, min(n, BINS)) if n > 2 * BINS else [np.array([c]) for c in order]
     at = np.array([np.mean(b) for b in np.array_split(np.arange(n), len(bins))])
     size = WIDE if n <= MANY_CLASSES else (WIDE[0], 3.5)
-    with _panel(f"classes-{rows[0].key}", size, "Accuracy per class") as (ax, done):
+    with panel(f"classes-{rows[0].key}", size, "Accuracy per class") as (ax, done):
         width = 0.82 / len(rows)
         for i, row in enumerate(rows):
             found = 100 * _per_class(row)  # [runs, C]
-            found = np.stack([_mean(found[:, b], axis=1) for b in bins], axis=1)  # [runs, bins]
-            mean = _mean(found, axis=0)
+            found = np.stack([mean_of(found[:, b], axis=1) for b in bins], axis=1)  # [runs, bins]
+            mean = mean_of(found, axis=0)
             sd = found.std(axis=0, ddof=1) if len(found) > 1 else np.full(len(bins), np.nan)
             ink = colour(row, every)
             if n <= MANY_CLASSES:
                 x = at + (i - (len(rows) - 1) / 2) * width
                 ax.bar(x, mean, width * 0.9, color=ink)
-                _whiskers(ax, x, mean, sd)
+                whiskers(ax, x, mean, sd)
             else:
                 x = at + (i - (len(rows) - 1) / 2) * 0.6 / len(rows)
                 mark = MARKERS[every.index(row) % len(MARKERS)]
                 ax.vlines(x, mean - np.nan_to_num(sd), mean + np.nan_to_num(sd), color=ink, alpha=0.3, lw=0.8)
                 ax.plot(x, mean, mark, color=ink, ms=2.4, alpha=0.65, mew=0)
-                ax.plot(x, _running(mean), _dash(row, every), color=ink, lw=1.8)
+                ax.plot(x, running(mean), dash_of(row, every), color=ink, lw=1.8)
         _class_axis(ax, names, order)
         _name_groups(ax, rows[0])
         _percent(ax)
@@ -157,16 +141,16 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         found = [(row, values) for row, values in found if values.size and np.isfinite(values).any()]
         if not found:
             continue
-        with _panel(f"{key}-{rows[0].key}", SMALL, label) as (ax, done):
+        with panel(f"{key}-{rows[0].key}", SMALL, label) as (ax, done):
             for row, values in found:
                 _band(ax, row, rows, values)
             for border in sorted({b for row in rows for b in _borders(row)})[:4]:
                 ax.axvline(border, color=MUTED, lw=0.8, ls=":")
             _epochs(ax, max(values.shape[1] for _, values in found))
             ax.set_ylabel(label)
-            if key == "loss" and _wide(np.concatenate([v[np.isfinite(v)] for _, v in found])):
+            if key == "loss" and spans_decades(np.concatenate([v[np.isfinite(v)] for _, v in found])):
                 ax.set_yscale("log")
-                _plain_log(ax.yaxis)
+                plain_log(ax.yaxis)
         panels.append(done())
     reading = "Lines are means over seeds, bands reach from the lowest to the highest seed"
     reading += "; dotted verticals are borders of stages." if any(_borders(row) for row in rows) else "."
@@ -185,8 +169,8 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
             found.append((row, paths))
     if not found:
         return None
-    tops = [max(np.nanmax(np.abs(_mean(path, axis=0))) for path in paths.values()) for _, paths in found]
-    lowest = min(np.nanmin(_mean(path, axis=0)) for _, paths in found for path in paths.values())
+    tops = [max(np.nanmax(np.abs(mean_of(path, axis=0))) for path in paths.values()) for _, paths in found]
+    lowest = min(np.nanmin(mean_of(path, axis=0)) for _, paths in found for path in paths.values())
     shared = max(tops) <= 12 * min(tops)
     style: dict[str, str] = {}  # term -> dash, the same in all panels
     for _, paths in found:
@@ -195,14 +179,14 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
             style.setdefault(name, next((dash for dash in DASHES if dash not in taken), DASHES[0]))
     panels = []
     for row, paths in found:
-        with _panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}") as (ax, done):
+        with panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}") as (ax, done):
             ax.axhline(0, color=MUTED, lw=0.8)
             if len(paths) <= TERMS:
                 for name, path in paths.items():
                     _band(ax, row, rows, path, dash=style[name], label=name)
                 ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best", handlelength=2.6)
             else:
-                means = np.stack([_mean(path, axis=0) for path in paths.values()])  # [terms, epochs]
+                means = np.stack([mean_of(path, axis=0) for path in paths.values()])  # [terms, epochs]
                 low, mid, high = np.nanpercentile(means, [10, 50, 90], axis=0)
                 x, label = np.arange(1, means.shape[1] + 1), f"median of {len(paths)} terms, 10–90 %"
                 ax.fill_between(x, low, high, color=colour(row, rows), alpha=0.2, lw=0)
@@ -223,62 +207,6 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
 
 
 # ---- details -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _panel(key: str, size: tuple[float, float], label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
-    """Axes in the house style, and a function that gives the SVG once the drawing is done."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
-
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": key,  # ids differ between panels and not between builds
-        "text.parse_math": False,  # a class may be called $1$
-        "font.size": 9,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.8,
-        "ytick.major.size": 0,
-        "ytick.minor.size": 0,
-    }
-    with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph that this machine's font lacks, the reader's browser has
-        canvas = Canvas(figsize=size, layout="constrained")
-        yield canvas.add_subplot(), lambda: _svg(canvas, key, label, style)
-
-
-def _svg(canvas: Any, key: str, label: str, style: dict[Any, Any]) -> str:
-    import matplotlib as mpl
-
-    text = StringIO()
-    with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    head, _, rest = svg.partition(">")
-    svg = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", head) + ">" + rest
-    svg = svg.replace("xlink:href", "href")
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used or "-" in m[1] else "", svg)
-    svg = re.sub(r' (?:d|x|y|points|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
-    svg = re.sub("|".join(VARIABLES), lambda m: f"var(--{VARIABLES[m[0]]})", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{re.sub(chr(34) + "|[<>&]", " ", label)}"', 1)
 
 
 def _classes(row: Row) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -340,16 +268,7 @@ def _band(ax: "Axes", row: Row, rows: Sequence[Row], values: np.ndarray, *, dash
     if len(values) > 1:
         ax.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=ink, alpha=0.16, lw=0)
     mark = "o" if len(x) == 1 else ""
-    ax.plot(x, _mean(values, axis=0), mark, ls=dash or _dash(row, rows), color=ink, lw=1.6, ms=4, **line)
-
-
-def _dash(row: Row, rows: Sequence[Row]) -> str:
-    return DASHES[rows.index(row) // len(COLOURS) % len(DASHES)]
-
-
-def _whiskers(ax: "Axes", x: Any, mean: Any, sd: Any) -> None:
-    if np.isfinite(sd).any():
-        ax.errorbar(x, mean, sd, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
+    ax.plot(x, mean_of(values, axis=0), mark, ls=dash or dash_of(row, rows), color=ink, lw=1.6, ms=4, **line)
 
 
 def _borders(row: Row) -> list[int]:
@@ -369,28 +288,3 @@ def _percent(ax: "Axes") -> None:
     ax.set_ylim(0, 104)
     ax.set_yticks(range(0, 101, 20))
     ax.set_ylabel("test accuracy (%)")
-
-
-def _plain_log(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _wide(values: np.ndarray) -> bool:
-    return bool(values.min() > 0 and values.max() > 50 * values.min())
-
-
-def _running(values: np.ndarray) -> np.ndarray:
-    """A running mean over a tenth of the classes, narrower at the ends."""
-    half = max(1, len(values) // 20)
-    return np.array([_mean(values[max(0, i - half) : i + half + 1], axis=0) for i in range(len(values))])
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean without NaN; NaN where there is nothing else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values, axis=axis)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..runs import Run, write_text
-from .figures import COLOURS, Figure, figures
+from .figures import figures
+from .geometry import Part, geometry
+from .panels import COLOURS, Figure
 from .tables import GROUPS, OTHERS, SHARES, Estimate, Row, TermLine, by_data, notes, summary, terms, warnings
 
 TEMPLATE = "page.html.j2"
@@ -35,6 +37,7 @@ class Section:
     warnings: Sequence[str]
     terms: Sequence[TermLine]
     figures: Sequence[Figure]
+    geometry: Sequence[Part]
 
     @property
     def headline(self) -> str:
@@ -109,7 +112,8 @@ def _rows(runs: Sequence[Run], baseline: str | None) -> list[Row]:
 def _section(data: str, rows: Sequence[Row]) -> Section:
     others = [name for name in (*OTHERS, "best on test") if any(name in row.columns for row in rows)]
     lines = [line for row in rows for line in _lines(row)]
-    return Section(data, rows, _heads(rows), others, notes(rows), warnings(rows), lines, figures(rows))
+    said = notes(rows), warnings(rows)
+    return Section(data, rows, _heads(rows), others, *said, lines, figures(rows), geometry(rows))
 
 
 def _lines(row: Row) -> list[TermLine]:

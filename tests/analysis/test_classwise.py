@@ -45,7 +45,7 @@ def test_the_error_bar_over_samples_is_the_standard_error():
     for n in (5, 100):
         x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
         found = class_hessian(
-            Bent(), [(x, torch.zeros(n, dtype=torch.int64))], torch.tensor([n, 1]), classes="0", subsets=200,
+            Bent(), [(x, torch.zeros(n, dtype=torch.int64))], torch.tensor([n, 1]), classes="0", subsets=200, samples=n,
             dtype="float64", loss=lambda z, y, n: z[:, 0],
         )  # fmt: skip
         assert found["lambda_max"][0] == pytest.approx(x.mean().item())

@@ -203,7 +203,7 @@ def test_products_that_are_not_finite_are_refused():
 
 
 def test_impossible_budgets_are_refused():
-    with pytest.raises(ValueError, match="steps and probes of 1"):
+    with pytest.raises(ValueError, match="steps, probes and draws of 1"):
         spectrum(diag(1.0, 2.0), probes=0)
 
 

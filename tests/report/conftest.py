@@ -1,4 +1,4 @@
-"""Made-up run directories whose numbers agree with each other: log, scores, logits and environment."""
+"""Made-up run directories whose numbers agree with each other: log, scores, logits, environment and analyses."""
 
 from pathlib import Path
 
@@ -44,6 +44,74 @@ def scores_of(logits, y, counts):
 def make(tmp_path):
     """`make("ce", 0, tail=…)` writes a run directory below tmp_path/runs and returns its path."""
     return lambda label, seed, **options: write(tmp_path / "runs", label, seed, **options)
+
+
+@pytest.fixture
+def analyse():
+    """`analyse(path, "hessian", lambda_min=…)` writes an analysis of a run, its arrays made up but for those given."""
+    return write_analysis
+
+
+METHODS = ("plain", "sam 0.1", "other")
+
+
+def made_up(name, names, counts, rng):
+    """Arrays as the analyses return them, one row per name."""
+    n = len(names)
+    steep = 200.0 / np.maximum(np.array(counts), 1)
+    yes, no = np.ones(n, bool), np.zeros(n, bool)
+    if name == "hessian":
+        low, high = -0.02 * steep, 0.5 * steep
+        nodes = np.sort(rng.uniform(low[:, None, None], high[:, None, None], (n, 2, 12)), axis=2)
+        nodes[:, 1, -1] = np.nan  # stopped early
+        masses = np.where(np.isnan(nodes), np.nan, 1 / 12)
+        base = {"lambda_max": high, "lambda_min": low, "ratio": -low / high, "trace": 3 * high}
+        base |= {"negative_mass": np.full(n, 0.1), "negative_share": np.full(n, 0.05)}
+        arrays = dict(base) | {f"{key}_samples": 0.1 * abs(value) for key, value in base.items()}
+        arrays |= {f"{key}_probes": 0.01 * abs(value) for key, value in base.items() if key != "ratio"}
+        return arrays | {
+            "nodes": nodes, "masses": masses, "converged": yes, "single": no, "count": np.array(counts),
+            "samples": np.array(counts), "gradient_norm": 0.1 * steep, "loss": 0.01 * steep,
+        }  # fmt: skip
+    if name == "radius":
+        arrays = {"count": np.array(counts), "samples": np.array(counts), "single": no, "loss": 0.01 * steep}
+        for scope, size in (("all", 1.0), ("head", 0.1)):
+            for key in ("gradient_norm", "rho", "bound", "first_order", "square_root"):
+                arrays[f"{key}_{scope}"] = size * steep * (1 + rng.random(n))
+            arrays[f"says_something_{scope}"] = yes if scope == "head" else no
+        return arrays
+    if name == "sharpness":
+        arrays = {key: 0.01 * steep * (1 + rng.random(n)) for key in ("loss", "gap", "common", "radius")}
+        return arrays | {"random": 1e-5 * rng.standard_normal(n), "random_sd": np.full(n, 1e-5), "single": no}
+    if name == "landscape":
+        arrays = {}
+        for reach, most in (("near", 0.5), ("far", 5.0)):
+            ratio = np.linspace(0, most, 5)
+            arrays[f"{reach}_ratio"] = ratio
+            arrays[f"{reach}_losses"] = 0.1 + steep[:, None, None] * ratio**2 * rng.uniform(0.5, 1.5, (n, 3, 1))
+        x = np.linspace(-1, 1, 7)
+        bowl = 0.01 + (x**2 + x[:, None] ** 2) * steep[:, None, None]
+        return arrays | {"plane_x": x, "plane_y": x, "plane_losses": bowl}
+    arrays = {"lambda_min": -0.02 * steep, "direction": np.zeros((n, 9)), "method": np.array(METHODS)}
+    for kind in ("own", "mixed"):
+        second = steep[:, None] * np.array([1.0, 1.2, 4.0])
+        arrays |= {f"{kind}_second": second, f"{kind}_second_error": 0.1 * second}
+        arrays |= {f"{kind}_amplification": second / second[:, :1], f"{kind}_predicted": second / second[:, :1]}
+    return arrays
+
+
+def write_analysis(run, name, *, names=None, counts=COUNTS, options=None, seed=0, **arrays):
+    """One finished analysis of a run directory."""
+    groups = {"many": 130, "medium": 306, "few": 34, "all": 470}
+    names = [*map(str, range(len(counts))), *groups] if names is None else names
+    known = dict(enumerate(counts))
+    of = [known.get(int(each)) if each.isdigit() else groups[each] for each in names]
+    found = {"name": np.array(names)} | made_up(name, names, of, np.random.default_rng(seed)) | arrays
+    folder = run / runs.ANALYSIS
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", **found)
+    asked = {"name": "made up", "samples": 60, "seed": 0} | (options or {})
+    runs.write_json(folder / f"{name}.json", {"options": asked, "split": "train", "loss": "ce", "seconds": 1.5})
 
 
 def write(
