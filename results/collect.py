@@ -37,7 +37,7 @@ def page() -> str:
         for row in rows:
             for line in terms(row):
                 active = f"{100 * line.active:.0f} %"
-                lines.append(f"| {row.name} | {line.term} | {line.radius} | {line.gap} | {active} |")
+                lines.append(f"| {row.name} | {line.term} | {line.radius:.3g} | {line.gap} | {active} |")
         lines.append("")
     return "\n".join(lines)
 
