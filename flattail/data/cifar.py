@@ -45,7 +45,7 @@ NAMES = {CIFAR10: NAMES_10, CIFAR100: NAMES_100}
 class CIFAR10LT:
     """CIFAR-10-LT: small photographs in 10 classes (Krizhevsky 2009; Cao et al., NeurIPS 2019)."""
 
-    imbalance: float = 100  # largest class over smallest (in (0, 1): its inverse)
+    imbalance: float = 100.0  # largest class over smallest (in (0, 1): its inverse)
     profile: Profile = "exponential"  # exponential, step or pareto; class 0 is the largest
     subset: Subset = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
     size: int = 32  # side of the images in pixels; others than 32 are made once, by area averaging
@@ -60,7 +60,7 @@ class CIFAR10LT:
 class CIFAR100LT:
     """CIFAR-100-LT: small photographs in 100 classes (Krizhevsky 2009; Cao et al., NeurIPS 2019)."""
 
-    imbalance: float = 100  # largest class over smallest (in (0, 1): its inverse)
+    imbalance: float = 100.0  # largest class over smallest (in (0, 1): its inverse)
     profile: Profile = "exponential"  # exponential, step or pareto; class 0 is the largest
     subset: Subset = "cao"  # which images are kept: cao (seed 0), cc (seed 42) or first (unshuffled)
     size: int = 32  # side of the images in pixels; others than 32 are made once, by area averaging

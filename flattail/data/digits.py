@@ -15,7 +15,7 @@ from flattail.data.profile import HEAD_3_4_3, Profile, Shots, long_tail
 class DigitsLT:
     """Scanned 8x8 digits: 1,797 images, 50 per class kept apart for the test, the others long-tailed."""
 
-    imbalance: float = 20  # largest class over smallest (in (0, 1): its inverse)
+    imbalance: float = 20.0  # largest class over smallest (in (0, 1): its inverse)
     profile: Profile = "exponential"  # exponential, step or pareto; digit 0 is the largest class
     shots: Shots = HEAD_3_4_3  # which classes are many, medium and few
 

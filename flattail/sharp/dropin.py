@@ -45,6 +45,8 @@ class SharpnessAware:
         climb_together: bool = False,
         check: bool = False,
     ) -> None:
+        if isinstance(method, (type, str)):
+            raise ValueError(f"method={method!r}: an instance is needed, e.g. SAM(rho=0.05)")
         refuse_wrappers(model)
         if buffers not in ("keep", "all") or dropout not in ("same", "fresh"):
             raise ValueError(f"buffers are 'keep' or 'all', dropout 'same' or 'fresh', not {buffers!r} and {dropout!r}")
