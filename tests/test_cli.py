@@ -12,7 +12,8 @@ import yaml
 from small import DIGITS
 from typer.testing import CliRunner
 
-from flattail.cli import app, numbers
+from flattail.cli import app
+from flattail.cli.options import numbers
 
 VERBS = {
     "list": ({"kind"}, {"--help"}),

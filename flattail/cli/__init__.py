@@ -1,0 +1,48 @@
+"""The command line: list · show · train · evaluate · import · analyse · report. Torch comes only when there is work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .choosing import list_, show
+from .judging import evaluate, import_
+from .looking import analyse, report
+from .training import train
+
+app = typer.Typer(
+    name="flattail",
+    help="Flat minima for the tail: sharpness-aware training and analysis for long-tailed recognition.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def told_version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"flattail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=told_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Flat minima for the tail: sharpness-aware training and analysis for long-tailed recognition."""
+
+
+app.command("list")(list_)
+app.command()(show)
+app.command()(train)
+app.command()(evaluate)
+app.command("import")(import_)
+app.command()(analyse)
+app.command()(report)

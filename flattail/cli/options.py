@@ -1,0 +1,56 @@
+"""Options that several commands share, how mistakes are told, and what a console is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Root = Annotated[Path, typer.Option(help="Folder of the data sets.", envvar="FLATTAIL_DATA")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the best there is.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run directories.")]
+LONG = 10_000  # columns where there is no terminal
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a value: stages.0.method.rho=0.1 (repeatable).")]
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """A user's mistake is one message and exit code 2, never a traceback; a run that was stopped says how to go on."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if stopped.code in (130, 143):
+            typer.secho("flattail: stopped, with a checkpoint; the same command with --resume goes on", err=True)
+        raise
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        full = getattr(error, "errno", None) == 28
+        text = f"the disk is full, and what was written before is whole: {error}" if full else str(error)
+        typer.secho(f"flattail: {text}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def unbroken() -> Console:
+    """A console whose lines end at a terminal's border, and nowhere when another program reads them."""
+    from rich.console import Console
+
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=LONG)
+
+
+def numbers(text: str) -> list[int]:
+    """Seeds: `0`, `0-2`, `0,3,7`."""
+    seeds: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"--seeds {text}: write 0, 0-2 or 0,3,7")
+        if int(last or first) < int(first):
+            raise ValueError(f"--seeds {text}: {piece} runs backwards")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
