@@ -376,7 +376,7 @@ def long() -> Setting:
     return replace(
         quick(),
         folder="cifar10-lt-16px",
-        said="CIFAR-10-LT at 16 pixels, imbalance 100: a protocol for small machines",
+        said="CIFAR-10-LT at 16 pixels, imbalance 100, in 100 epochs",
         first=first,
         second=replace(first, epochs=10, train="head", schedule=Cosine()),
         notes=("Ours throughout: no paper trains so small. The same network, batch, rate and length in every row.",),
