@@ -79,9 +79,8 @@ def load(of: CIFAR10LT | CIFAR100LT, source: type[CIFAR10], stem: str, root: Pat
     """
     names = NAMES[source]
     inverse = 1 / factor_of(of.imbalance)
-    prepared = root / f"{stem}{round(inverse, 6):g}.npz"
-    local = (root / source.base_folder).is_dir() or (root / source.filename).is_file()
-    if prepared.is_file() and not local:
+    prepared = prepared_at(of, stem, root)
+    if prepared.is_file() and not unpacked_or_packed(source, root):
         train, test, kept = from_npz(prepared, of, len(names))
     else:
         train, test = (whole(source, root, part) for part in (True, False))
@@ -93,6 +92,22 @@ def load(of: CIFAR10LT | CIFAR100LT, source: type[CIFAR10], stem: str, root: Pat
     if of.size != 32:
         title += f", {of.size} px"
     return assembled(*halves, names=names, shots=of.shots, title=title, kept=kept)
+
+
+def prepared_at(of: CIFAR10LT | CIFAR100LT, stem: str, root: Path) -> Path:
+    """Where a prepared file of this imbalance would be."""
+    return root / f"{stem}{round(1 / factor_of(of.imbalance), 6):g}.npz"
+
+
+def unpacked_or_packed(source: type[CIFAR10], root: Path) -> bool:
+    """Whether torchvision's folder or archive is there."""
+    return (root / source.base_folder).is_dir() or (root / source.filename).is_file()
+
+
+def local(of: CIFAR10LT | CIFAR100LT, root: Path) -> bool:
+    """Whether the images are there, in any form, so that nothing will be downloaded."""
+    source, stem = (CIFAR10, "cifar10-lt") if isinstance(of, CIFAR10LT) else (CIFAR100, "cifar100-lt")
+    return prepared_at(of, stem, root).is_file() or unpacked_or_packed(source, root)
 
 
 def whole(source: type[CIFAR10], root: Path, train: bool) -> Images:

@@ -2,15 +2,17 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flattail.data.longtail import LongTail, assembled
 from flattail.data.profile import STRICT, Shots
+from flattail.data.reading import Broken
 from flattail.data.streamed import IMAGENET, Files
 
 
@@ -26,7 +28,9 @@ class ImageNetLT:
     jitter: float = 0.4  # brightness, contrast and saturation jitter of training images
     lists: str = "lists"  # folder of the list files, under the data root
     images: str = "imagenet"  # folder that the lists' paths start from, under the data root
+    broken: Broken = "stop"  # an image that cannot be read: stop, or skip and count it
     shots: Shots = STRICT  # which classes are many, medium and few
+    remedy: ClassVar[str] = ""  # where a list that is missing comes from
 
     def load(self, root: Path) -> LongTail:
         """Train, test (the official validation images, 50 a class), val (20 a class) if its list is there."""
@@ -49,7 +53,9 @@ class PlacesLT:
     jitter: float = 0.4  # brightness, contrast and saturation jitter of training images
     lists: str = "lists"  # folder of the list files, under the data root
     images: str = "places365"  # folder that the lists' paths start from, under the data root
+    broken: Broken = "stop"  # an image that cannot be read: stop, or skip and count it
     shots: Shots = STRICT  # which classes are many, medium and few
+    remedy: ClassVar[str] = ""  # where a list that is missing comes from
 
     def load(self, root: Path) -> LongTail:
         """Train, test (36,500 images, 100 a class) and, where its list is there, val (7,300, 20 a class)."""
@@ -65,14 +71,17 @@ class INat18:
     """iNaturalist 2018: 437,513 photographs of 8,142 species, 1,000 to 2 each (Van Horn et al., CVPR 2018).
 
     The validation images, three a class, are what is tested on.
-    Expected: `lists/iNaturalist18_{train,val}.txt` and `inat18/train_val2018/Plantae/7291/….jpg`.
+    Expected: `lists/iNaturalist18_{train,val}.txt` (written by `flattail data prepare inat18`) and
+    `inat18/train_val2018/Plantae/7291/….jpg`.
     """
 
     size: int = 224  # side of the square the network sees, in pixels
     jitter: float = 0.0  # brightness, contrast and saturation jitter of training images (Saddle: 0.4)
     lists: str = "lists"  # folder of the list files, under the data root
     images: str = "inat18"  # folder that the lists' paths start from, under the data root
+    broken: Broken = "stop"  # an image that cannot be read: stop, or skip and count it
     shots: Shots = STRICT  # which classes are many, medium and few
+    remedy: ClassVar[str] = ", or write it by `flattail data prepare inat18`"
 
     def load(self, root: Path) -> LongTail:
         """Train and test (24,426 images)."""
@@ -128,9 +137,9 @@ def from_lists(
 
 def listed(of: Listed, root: Path, name: str, stats: Statistics) -> Files:
     """The images of one list; whether they exist is not looked at."""
-    paths, y = read_list(root / of.lists / name)
+    paths, y = read_list(root / of.lists / name, of.remedy)
     top = root / of.images
-    return Files([f"{top}/{path}" for path in paths], y, of.size, of.jitter, *stats)
+    return Files([f"{top}/{path}" for path in paths], y, of.size, of.jitter, *stats, of.broken)
 
 
 def open_list(of: Listed, root: Path, name: str) -> Files:
@@ -140,13 +149,13 @@ def open_list(of: Listed, root: Path, name: str) -> Files:
     return half
 
 
-def read_list(path: Path) -> tuple[list[str], Tensor]:
+def read_list(path: Path, remedy: str = "") -> tuple[list[str], Tensor]:
     """Relative paths [N] and labels [N] (int64; -1: unknown class) of a list without a header.
 
-    FileNotFoundError says where the list belongs; ValueError names the line that is not "path label".
+    FileNotFoundError says where the list belongs, and the ``remedy``; ValueError names a line that is not "path label".
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list: put the official {path.name} there")
+        raise FileNotFoundError(f"{path}: no such list: put the official {path.name} there{remedy}")
     paths: list[str] = []
     labels: list[int] = []
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -167,8 +176,8 @@ def read_list(path: Path) -> tuple[list[str], Tensor]:
     return paths, torch.tensor(labels, dtype=torch.int64)
 
 
-def refuse_missing(paths: Sequence[str], top: Path, expected: str) -> None:
-    """One FileNotFoundError for all files that are not there; a folder is read once, no file is opened."""
+def not_there(paths: Iterable[str]) -> list[str]:
+    """The files that do not exist; a folder is read once, no file is opened."""
     wanted = defaultdict(list)
     for path in paths:
         wanted[os.path.dirname(path)].append(path)  # noqa: PTH120  (pathlib takes seconds for a million paths)
@@ -179,7 +188,12 @@ def refuse_missing(paths: Sequence[str], top: Path, expected: str) -> None:
         except OSError:
             there = set()
         missing += [file for file in files if os.path.basename(file) not in there]  # noqa: PTH119
-    if missing:
+    return missing
+
+
+def refuse_missing(paths: Sequence[str], top: Path, expected: str) -> None:
+    """One FileNotFoundError for all files that are not there."""
+    if missing := not_there(paths):
         first = ", ".join(str(Path(file).relative_to(top)) for file in missing[:3])
         tree = " ".join(expected.split("Expected: ")[-1].split())
         raise FileNotFoundError(

@@ -56,7 +56,7 @@ class Balanced:
         return batches(drawn.flatten()[: len(y)], batch, drop_last)
 
     def shares(self, counts: Tensor, progress: float) -> Tensor:
-        """The same share for every class."""
+        """The same share for every class [C] that has samples."""
         return shares((counts > 0).double())
 
 

@@ -1,30 +1,36 @@
 """Halves that stream: images on disk (`Files`) and any torch data set (`Wrapped`), read by workers.
 
 While a sample is read, the global generators are seeded by that sample's own seed, so that torchvision's
-transforms draw the same with any number of workers.
+transforms draw the same with any number of workers. Images travel as bytes, channels last, and are normalised on the
+device; on a GPU colour jitter is done there as well, to whole batches.
 """
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from flattail.data.halves import Augment, Draw, shown
+from flattail.data.halves import Augment, Draw, Half, shown
+from flattail.data.jitter import drawn, jittered
+from flattail.data.loading import Items, loader_of, streamed
+from flattail.data.reading import Broken, Otherwise, Paths, Reader, Sample, drawn_from
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(eq=False)
 class Files:
-    """Images on disk, read and transformed by workers; see `Half.batches`."""
+    """Images on disk, read and transformed by workers; see `Half.batches`.
+
+    Where ``broken`` is "skip", the next readable image of its class stands in for one that cannot be read, in training:
+    a batch has the sizes, classes and masses that it would have had. In evaluation there is no such image at all, and
+    the batch is so much shorter. Both are written down in ``unread``.
+    """
 
     paths: Sequence[str]  # one file per sample
     y: Tensor  # [N], int64
@@ -32,7 +38,10 @@ class Files:
     jitter: float = 0.0  # brightness, contrast and saturation jitter of training images
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+    broken: Broken = "stop"  # what an image that cannot be read does
+    unread: dict[str, str] = field(default_factory=dict)  # path -> why it could not be read, of those skipped so far
     _loaders: dict[Any, DataLoader] = field(default_factory=dict, repr=False)
+    loader = staticmethod(pil_loader)  # opens a file as an image of three channels; no field
 
     def __len__(self) -> int:
         return len(self.y)
@@ -44,12 +53,20 @@ class Files:
 
     def take(self, rows: Tensor) -> Self:
         """The half made of these rows."""
-        return replace(self, paths=[self.paths[i] for i in rows.tolist()], y=self.y[rows], _loaders={})
+        return replace(self, paths=[self.paths[i] for i in rows.tolist()], y=self.y[rows], unread={}, _loaders={})
+
+    def crop_and_flip(self) -> list[Callable[[Any], Any]]:
+        """Random crop of 8–100 % of the area, and flip."""
+        return [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
+
+    def colour(self) -> v2.ColorJitter | None:
+        """Jitter of brightness, contrast and saturation, if there is any."""
+        return v2.ColorJitter(*[self.jitter] * 3) if self.jitter else None
 
     def train_transform(self) -> Callable[[Any], Any]:
         """Random crop of 8–100 % of the area, flip, and colour jitter if there is any."""
-        crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
-        return v2.Compose([*crop, v2.ColorJitter(*[self.jitter] * 3)] if self.jitter else crop)
+        colour = self.colour()
+        return v2.Compose(self.crop_and_flip() + ([colour] if colour else []))
 
     def eval_transform(self) -> Callable[[Any], Any]:
         """The shorter side to 8/7 of the size (256 for 224), then the centre."""
@@ -64,11 +81,24 @@ class Files:
         workers: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Half.batches`; augmentations, if any, come after the data set's own training transform."""
-        transform = self.eval_transform() if augment is None else self.train_transform()
-        items = _Items(_Reader(self.paths, transform), self.shape)
-        key = (augment is None, workers, torch.device(device).type)
-        for rows, seeds, x in _stream(items, steps, self._loaders, key):
-            yield shown(self, x.to(device, non_blocking=True), rows, seeds, augment)
+        kind = torch.device(device).type
+        key = (augment is None, workers, kind)
+        if key not in self._loaders:
+            self._loaders[key] = loader_of(Items(self._reader(augment is None, kind), self.shape), workers, kind)
+        for batch in streamed(self._loaders, key, steps):
+            self.unread.update(batch.unread)
+            x = batch.x.to(device, non_blocking=True)
+            x = x if batch.drawn is None else jittered(x, batch.drawn)
+            yield shown(self, x, batch.rows, batch.seeds, augment)
+
+    def _reader(self, judged: bool, kind: str) -> Reader:
+        """What reads an image for evaluation or training, on a kind of device."""
+        otherwise: Otherwise = "stop" if self.broken == "stop" else "drop" if judged else "stand-in"
+        colour = None if judged else self.colour()
+        transform, draw = self.eval_transform() if judged else self.train_transform(), None
+        if kind == "cuda" and colour is not None:
+            transform, draw = v2.Compose(self.crop_and_flip()), _Drawn(colour)
+        return Reader(Paths(self.paths), self.y, self.loader, transform, draw, otherwise)
 
 
 @dataclass(eq=False)
@@ -99,9 +129,12 @@ class Wrapped:
         workers: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Half.batches`; the data set transforms all images as it was built to."""
-        items = _Items(_Picked(self.dataset, self.rows.tolist()), self.shape)
-        for rows, seeds, x in _stream(items, steps, self._loaders, (workers, torch.device(device).type)):
-            yield shown(self, x.to(device, non_blocking=True), rows, seeds, augment)
+        kind = torch.device(device).type
+        if (workers, kind) not in self._loaders:
+            items = Items(_Picked(self.dataset, self.rows), self.shape)
+            self._loaders[workers, kind] = loader_of(items, workers, kind)
+        for batch in streamed(self._loaders, (workers, kind), steps):
+            yield shown(self, batch.x.to(device, non_blocking=True), batch.rows, batch.seeds, augment)
 
 
 def as_tensor(image: Any) -> Tensor:
@@ -110,41 +143,31 @@ def as_tensor(image: Any) -> Tensor:
     return x if x.dtype == torch.uint8 else x.float()
 
 
-@contextmanager
-def drawn_from(seed: int) -> Iterator[None]:
-    """Torch's, NumPy's and Python's global generators seeded for one sample, and put back afterwards."""
-    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state[0])
-        np.random.set_state(state[1])
-        random.setstate(state[2])
+def unread(half: Half | None) -> dict[str, str]:
+    """The images of a half that could not be read and were skipped so far, and why."""
+    return getattr(half, "unread", {})
 
 
-class _Broken(NamedTuple):
-    message: str
+def may_skip(half: Half) -> bool:
+    """Whether images of a half that cannot be read are skipped; the same in every process."""
+    return getattr(half, "broken", "stop") == "skip"
+
+
+def told(unread: Mapping[str, str], what: str) -> str:
+    """The sentence about unread images, the first of them named; ``what`` was done about them."""
+    names = "; ".join(f"{path} ({unread[path]})" for path in sorted(unread)[:5])
+    more = f"; and {len(unread) - 5} more" if len(unread) > 5 else ""
+    return f"{len(unread)} {'image' if len(unread) == 1 else 'images'} could not be read, {what}: {names}{more}"
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """An image file, opened, checked and transformed."""
+class _Drawn:
+    """What a colour jitter draws for an image, for the device to do."""
 
-    paths: Sequence[str]
-    transform: Callable[[Any], Any]
+    jitter: v2.ColorJitter
 
-    def __call__(self, row: int) -> Tensor | _Broken:
-        try:
-            image = pil_loader(self.paths[row])
-        except (OSError, SyntaxError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            return _Broken(
-                f"{self.paths[row]} is not a readable image ({reason}): restore it, or drop it from the data"
-            )
-        return v2.functional.pil_to_tensor(self.transform(image))
+    def __call__(self) -> Tensor:
+        return drawn(self.jitter)
 
 
 @dataclass(frozen=True)
@@ -152,66 +175,8 @@ class _Picked:
     """A sample of a torch data set."""
 
     dataset: Dataset
-    rows: list[int]
+    rows: Tensor
 
-    def __call__(self, row: int) -> Tensor:
-        return as_tensor(self.dataset[self.rows[row]][0])
-
-
-@dataclass(frozen=True)
-class _Items(Dataset):
-    """What a `DataLoader` indexes by (row, seed)."""
-
-    read: Callable[[int], Tensor | _Broken]
-    shape: tuple[int, ...]
-
-    def __getitem__(self, pair: tuple[int, int]) -> tuple[int, int, Tensor | _Broken]:
-        with drawn_from(pair[1]):
-            return (*pair, self.read(pair[0]))
-
-    def together(self, items: list[tuple[int, int, Any]]) -> tuple[Tensor, Tensor, Tensor] | _Broken:
-        for row, _, x in items:
-            if isinstance(x, _Broken):
-                return x
-            if x.shape != self.shape:
-                return _Broken(
-                    f"sample {row} has shape {list(x.shape)}, others {list(self.shape)}: bring all images to one size"
-                )
-        rows = torch.tensor([row for row, *_ in items], dtype=torch.int64)
-        seeds = torch.tensor([seed for _, seed, _ in items], dtype=torch.int64)
-        return rows, seeds, torch.stack([x for *_, x in items]) if items else torch.zeros((0, *self.shape))
-
-
-class _Steps:
-    """The batch sampler of a loader that outlives an epoch."""
-
-    draws: Iterable[Draw] = ()
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for rows, seeds in self.draws:
-            yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
-
-
-def _stream(items: _Items, steps: Iterable[Draw], loaders: dict, key: tuple) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows, seeds and images of every step, by a loader that is kept for the next epoch."""
-    if key not in loaders:
-        *_, workers, kind = key
-        loaders[key] = DataLoader(
-            items,
-            batch_sampler=_Steps(),  # type: ignore[arg-type]
-            collate_fn=items.together,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=kind == "cuda",
-            generator=torch.Generator(),
-        )
-    loaders[key].batch_sampler.draws = steps  # type: ignore[union-attr]
-    broken = None
-    for batch in loaders[key]:
-        if isinstance(batch, _Broken):
-            broken = batch
-            break
-        yield batch
-    if broken:
-        del loaders[key]  # and with it the workers, before an exception keeps this frame alive
-        raise ValueError(broken.message)
+    def __call__(self, row: int, seed: int) -> Sample:
+        with drawn_from(seed):
+            return Sample(row, seed, as_tensor(self.dataset[int(self.rows[row])][0]))

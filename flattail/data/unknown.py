@@ -127,6 +127,8 @@ def _beside(half: Images, names: tuple[str, ...], title: str, like: LongTail) ->
     if isinstance(half, Files) and size[0] == size[1]:
         half = replace(half, size=size[0], _loaders={})
     half = replace(half, y=torch.full_like(half.y, -1))
+    if isinstance(half, Files):
+        half = replace(half, broken="stop", unread={}, _loaders={})
     whole, same = _bytes(half), half.shape == closed.shape
     if whole != _bytes(closed):
         kind, other = ("bytes", "floats") if whole else ("floats", "bytes")

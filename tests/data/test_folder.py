@@ -1,12 +1,16 @@
 """Class-per-folder trees: two folders or one split; names, order, and messages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from flattail.data import Folder, in_order
+from flattail.data import Draw, Folder, Tensors, in_order
+from flattail.data.augment import Crop, Flip
+from flattail.data.folder_images import Held, Photographs, upright
 
 
 def grow(top, counts, shade=0):
@@ -61,7 +65,7 @@ def test_messages(tmp_path):
         Folder("pets/train/dog", test=0.2).load(tmp_path)
     with pytest.raises(ValueError, match=r"test=1.5: give a share"):
         Folder("pets/test", test=1.5).load(tmp_path)
-    with pytest.raises(ValueError, match="holds one image, which cannot be both"):
+    with pytest.raises(ValueError, match=r"pets/test/cow, .*pets/test/dog hold one image, which cannot be both"):
         Folder("pets/test", test=0.5).load(tmp_path)
 
 
@@ -84,3 +88,114 @@ def test_a_class_without_test_images_is_said_at_load(tmp_path):
     grow(tmp_path / "test", {"cat": 2, "owl": 1})
     with pytest.warns(UserWarning, match=r"no test image of 1 of 3 classes \(dog\): their accuracy is unknown"):
         Folder(str(tmp_path), size=16).load(Path())
+
+
+def test_all_small_and_all_empty_classes_are_named(tmp_path):
+    grow(tmp_path, {"a": 3, "b": 1, "c": 1})
+    with pytest.raises(ValueError, match=r"/b, .*/c hold one image"):
+        Folder(str(tmp_path), test=0.2).load(Path())
+    grow(tmp_path, {f"z{i}": 0 for i in range(7)})
+    with pytest.raises(ValueError, match=r"/z0, .*/z4 and 2 more hold no image .*remove the folders"):
+        Folder(str(tmp_path), test=0.2).load(Path())
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
+    grow(tmp_path, {"a": 3, "b": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1})
+    (tmp_path / "a" / "._0.png").write_bytes(b"a resource fork")
+    data = Folder(str(tmp_path), test=0.4).load(Path())
+    assert data.names == ("a", "b") and len(data.train) + len(data.test) == 5
+
+
+def test_a_share_leaves_the_rare_classes_images_to_be_judged_by(tmp_path):
+    grow(tmp_path, {"a": 60, "b": 30, "c": 12, "d": 2})
+    counted = [Folder(str(tmp_path), test=0.1, least=least).load(Path()).counts.tolist() for least in (1, 10)]
+    assert counted == [[54, 27, 11, 1], [50, 20, 8, 1]]
+
+
+def modes(top):
+    """A red square in every mode that image files come in, and one that lies on its side."""
+    red = Image.new("RGB", (20, 24), (200, 30, 40))
+    top.mkdir(parents=True)
+    for mode in ("RGB", "RGBA", "P", "CMYK"):
+        red.convert(mode).save(top / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}")
+    palette = red.convert("P")
+    palette.info["transparency"] = bytes([128, 255])
+    palette.save(top / "clear.png", transparency=bytes([128, 255]))
+    for mode in ("L", "LA", "1"):
+        red.convert(mode).save(top / f"{mode}.png")
+    Image.fromarray(torch.full((24, 20), 70 * 256 + 9, dtype=torch.uint16).numpy()).save(top / "sixteen.png")
+    return top
+
+
+def test_every_mode_comes_out_as_rgb(tmp_path, recwarn):
+    modes(tmp_path / "a")
+    seen = {path.stem: upright(str(path)) for path in (tmp_path / "a").iterdir()}
+    assert {(image.mode, image.size) for image in seen.values()} == {("RGB", (20, 24))}
+    middle = {name: image.getpixel((10, 12)) for name, image in seen.items()}
+    for name in ("RGB", "RGBA", "P", "clear"):
+        assert middle[name] == pytest.approx((200, 30, 40), abs=30), name
+    assert middle["sixteen"] == (70, 70, 70) and len(set(middle["L"])) == 1
+    assert not recwarn.list
+
+
+def test_a_photograph_taken_sideways_stands_upright(tmp_path):
+    lying = Image.new("RGB", (40, 24), (0, 0, 0))
+    lying.paste((250, 250, 250), (0, 0, 20, 24))  # the left half is bright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
+    lying.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = upright(str(tmp_path / "a.jpg"))
+    assert image.size == (24, 40)
+    assert min(image.getpixel((12, 5))) > 200 and max(image.getpixel((12, 35))) < 50
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size(tmp_path):
+    Image.new("RGB", (4400, 2200), (9, 99, 199)).save(tmp_path / "a.jpg")
+    assert upright(str(tmp_path / "a.jpg")).size == (2200, 1100)
+
+
+def mixed(top):
+    """Two classes of images of many sizes and modes."""
+    modes(top / "a b")
+    (top / "ü").mkdir()
+    for i, size in enumerate([(9, 30), (64, 16), (200, 200), (7, 7)]):
+        Image.new("RGB", size, (60 * i, 90, 200)).save(top / "ü" / f"{i} ä.png")
+    return Folder(str(top), test=0.25, size=16, hold="memory")
+
+
+def test_images_held_in_memory_are_those_read_from_disk(tmp_path):
+    folder = mixed(tmp_path / "t")
+    data = folder.load(Path())
+    assert isinstance(data.train, Held) and data.train.x.dtype == torch.uint8
+    assert data.fingerprint == replace(folder, hold="disk").load(Path()).fingerprint
+    x, y = next(data.train.batches(in_order(len(data.train), 99)))
+    assert x.shape == (len(data.train), 3, 16, 16) and y.equal(data.train.y)
+    like = Tensors(data.train.x, data.train.y, data.train.mean, data.train.std)
+    steps = [Draw(torch.tensor([3, 0, 3]), torch.tensor([7, 8, 9]))]
+    for augment in (None, (Crop(2), Flip())):
+        ours, theirs = (next(half.batches(steps, augment=augment)) for half in (data.train, like))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    part = data.train.take(torch.tensor([2, 4]))
+    assert part.x.equal(data.train.x[[2, 4]]) and part.paths == [data.train.paths[i] for i in (2, 4)]
+    larger = replace(data.train, size=20, _there={})
+    assert larger.x.shape == (len(data.train), 3, 20, 20), "read anew, as `unknown` does for another size"
+
+
+def test_streamed_photographs_are_upright_too(tmp_path):
+    folder = mixed(tmp_path / "t")
+    half = replace(folder, hold="disk").load(Path()).test
+    assert isinstance(half, Photographs) and not isinstance(half, Held)
+    x, _ = next(half.batches(in_order(len(half), 99)))
+    by_hand = half.eval_transform()(upright(half.paths[0]))
+    byte = ((x[0] * torch.tensor(half.std)[:, None, None] + torch.tensor(half.mean)[:, None, None]) * 255).round()
+    assert byte.to(torch.uint8).equal(v2.functional.pil_to_tensor(by_hand))
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path):
+    folder = mixed(tmp_path / "t")
+    for i in range(24):
+        (tmp_path / "t" / "ü" / f"bad {i:02}.jpg").write_bytes(b"\xff\xd8 cut short")
+    bad = sum("bad" in path for path in folder.files(Path())[0][0])
+    with pytest.raises(ValueError, match=rf"^{bad} of \d+ image files cannot be read: restore them") as said:
+        folder.load(Path())
+    assert said.value.args[0].count("UnidentifiedImageError") == 10 and f"and {bad - 10} more" in said.value.args[0]

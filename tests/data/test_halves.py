@@ -150,6 +150,7 @@ def test_a_truncated_or_unreadable_image_is_named(photographs, tmp_path, workers
     text.write_text("this is no image")
     for bad in (cut, text, absent):
         half = Files([photographs[0], str(bad)], torch.zeros(2).long(), size=16)
-        with pytest.raises(ValueError, match=rf"^{bad} is not a readable image \(.*: restore it") as caught:
+        why = "is gone; .*: restore it" if bad is absent else r"is not a readable image \(.*: restore it"
+        with pytest.raises(ValueError, match=rf"^{bad} {why}") as caught:
             list(half.batches(in_order(2, 1), workers=workers))
         assert "Traceback" not in str(caught.value)
