@@ -19,10 +19,10 @@ from accelerate import Accelerator
 
 from flattail.averages import AVERAGES
 from flattail.constraints import CONSTRAINTS
-from flattail.data import CIFAR100LT, DigitsLT, LongTail, Tensors
+from flattail.data import CIFAR10LT, CIFAR100LT, DigitsLT, LongTail, Tensors
 from flattail.data.longtail import assembled
 from flattail.data.mix import MIXES, Mixup
-from flattail.data.profile import long_tail
+from flattail.data.profile import Strict, long_tail
 from flattail.data.samplers import Balanced
 from flattail.losses import LDAM, LOSSES
 from flattail.models import ResNet8, ResNet34Cifar
@@ -312,7 +312,9 @@ def test_a_recipe_of_each_structure_trains(path):
     if isinstance(this.data, DigitsLT):
         data = made_up(10, 8, 1, this.data.shots)
     else:
-        data = made_up(100 if isinstance(this.data, CIFAR100LT) else 10, 32, 3, this.data.shots)
+        own = isinstance(this.data, CIFAR10LT | CIFAR100LT)  # the large sets' slices are of other numbers of classes
+        shots = this.data.shots if own else Strict()
+        data = made_up(100 if isinstance(this.data, CIFAR100LT) else 10, 32, 3, shots)
     torch.manual_seed(0)
     net, stages = small(this.model).build(data.classes, data.channels), [shrunk(s) for s in this.stages]
     parameters = dict(net.named_parameters())

@@ -59,6 +59,7 @@ def ten(where: str) -> bool:
 
 README = "README of Saddle-LongTail"
 TABLE_1 = "CC-SAM (CVPR 2023), table 1"
+TABLE_3 = "CC-SAM (CVPR 2023), table 3"
 SSE_README = "README of SSE-SAM, table for CIFAR-100-LT"
 IN_TABLE_1 = {  # recipe: CIFAR-10-LT and CIFAR-100-LT at imbalance 200, 100 and 50
     "ce": ((65.68, 70.70, 74.81), (34.84, 38.43, 43.90)),
@@ -88,6 +89,17 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "cifar100-lt-100/r34-ce-sam": (46.2, SSE_README),
     "cifar100-lt-100/r34-ce-imbsam": (47.9, SSE_README),
     "cifar100-lt-100/r34-ce-ssesam": (49.3, SSE_README),
+    "imagenet-lt-r50/ce-drw-sam": (47.1, README),
+    "imagenet-lt-r50/ldam-drw-sam": (53.1, README),
+    "imagenet-lt-r50/ce-ccsam": (52.4, TABLE_3),
+    "imagenet-lt-rx50/ce": (44.4, TABLE_3),
+    "imagenet-lt-rx50/ce-ccsam": (55.4, TABLE_3),
+    "places-lt/ce": (30.2, TABLE_3),
+    "places-lt/ce-ccsam": (40.6, TABLE_3),
+    "inat18/ce": (61.7, TABLE_3),
+    "inat18/ce-ccsam": (70.9, TABLE_3),
+    "inat18/ce-drw-sam": (65.3, README),
+    "inat18/ldam-drw-sam": (70.1, README),
 }
 
 
