@@ -1,4 +1,4 @@
-"""A checkpoint: tensors and a place, written whole or not at all; and the signals that ask for one."""
+"""A checkpoint: tensors and a place, written whole or not at all; the one before; and the signals that ask for one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Meters:
     right: Tensor | float = 0.0
     images: int = 0
     seconds: float = 0.0
+    skipped: int = 0  # steps left out, of which nothing is in the other sums
 
 
 @dataclass
@@ -48,6 +50,7 @@ class State:
     started: int = 0  # stages whose start is done
     found: dict[int, dict[str, float]] = field(default_factory=dict)  # by starts, of stages that change the head
     wall: float = 0.0  # seconds in all processes that trained one after the other
+    unread: dict[str, str] = field(default_factory=dict)  # training images skipped as unreadable, and why
     best: float = float("-inf")
     best_epoch: int = -1
     best_model: dict[str, Tensor] | None = None
@@ -61,7 +64,7 @@ def save(
     state: State,
     identity: str,
 ) -> None:
-    """Write a checkpoint, with what the stage in progress remembers; the one before survives whatever happens."""
+    """Write a checkpoint, with what the stage in progress remembers; the one before is kept, whatever happens."""
     if not accelerator.is_main_process:
         return
     content = {
@@ -72,24 +75,51 @@ def save(
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         "state": vars(state) | {"place": tuple(state.place), "meters": vars(state.meters)},
     }
-    with replacing(path) as partial, partial.open("wb") as file:
-        torch.save(content, file)
+    with replacing(path) as partial:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+        if path.exists():
+            path.replace(previous(path))
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at a path is."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def remove(path: Path) -> None:
+    """Both checkpoints of a run that is finished."""
+    for each in (path, previous(path)):
+        each.unlink(missing_ok=True)
 
 
 def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | None:
-    """What a checkpoint holds, or None where there is none.
+    """What a checkpoint holds, or None where there is none; of a damaged one, with a warning, the one before.
 
     Raises:
-        ValueError: for a damaged checkpoint, or one of another recipe.
+        ValueError: where both are damaged, or one is of another recipe.
     """
-    if path is None or not path.exists():
+    if path is None or not any(p.exists() for p in (path, previous(path))):
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        plain, threads = saved["state"], saved["threads"]
-        state = State(**plain | {"place": Place(*plain["place"]), "meters": Meters(**plain["meters"])})
+        saved, state = read(path)
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint, or is damaged: remove it to start over ({error})") from error
+        if not previous(path).exists():
+            raise ValueError(f"{path} is no checkpoint, or is damaged: remove it to start over ({error})") from error
+        path, newer, why = previous(path), path, str(error)
+        try:
+            saved, state = read(path)
+        except Exception as again:
+            raise ValueError(
+                f"{newer} is no checkpoint, or is damaged: remove it to start over, with {path.name}, which is damaged "
+                f"as well ({why}; {again})"
+            ) from again
+        warnings.warn(
+            f"{newer} is damaged or gone ({why}): going on from {path.name}, at stage {state.place.stage}, "
+            f"epoch {state.place.epoch}, step {state.place.step}",
+            stacklevel=3,
+        )
+    threads = saved["threads"]
     if saved["identity"] != identity:
         raise ValueError(f"{path} is a checkpoint of another recipe: use another --out, or remove it to start over")
     if threads != (now := torch.get_num_threads()):
@@ -99,6 +129,26 @@ def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | Non
             stacklevel=3,
         )
     return saved, state
+
+
+def read(path: Path) -> tuple[dict[str, Any], State]:
+    """A whole checkpoint; any exception for what is none. Tensors and plain values only: no code in it is run."""
+    with zipfile.ZipFile(path) as records:
+        if torn := records.testzip():  # torch itself compares no checksums
+            raise ValueError(f"the checksum of {torn} is wrong")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    plain = saved["state"]
+    return saved, State(**plain | {"place": Place(*plain["place"]), "meters": Meters(**plain["meters"])})
+
+
+def refuse_apart(place: Place, accelerator: Accelerator) -> None:
+    """Raise ValueError, in all processes, where they would go on from different places."""
+    mine = torch.tensor([place], device=accelerator.device)
+    if bool((accelerator.gather(mine) != mine).any()):
+        raise ValueError(
+            "the processes found different checkpoints, or some found none: put --out on a file system that all nodes "
+            "share"
+        )
 
 
 class Interrupted(SystemExit):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .stage import Stage
+
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # as Accelerate calls them
 
 
 def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
@@ -30,14 +35,64 @@ def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
     mixed_precision = "no" if precision == "fp32" else precision
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())  # else the first precision stays
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[ddp], **how)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[ddp], **how)
+    if (kind := accelerator.distributed_type.value) in SHARDED:
+        raise ValueError(
+            f"processes: Accelerate was configured for {kind}, and sharded models are not supported: a climb needs the "
+            "norm of whole weights. Launch with torchrun, which shares the batch and not the model"
+        )
+    return accelerator
+
+
+def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model with SyncBatchNorm in place of BatchNorm, where several processes share a step; weights as they are.
+
+    ValueError on the CPU, for which torch has none.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    if accelerator.device.type != "cuda":
+        raise ValueError(
+            "sync_batchnorm: torch's SyncBatchNorm needs GPUs, and these are processes on the "
+            f"{accelerator.device.type}: write `sync_batchnorm: false`, or choose `norm: group`, which needs no peers"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+@torch.no_grad()
+def common_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """BatchNorm's moving means and variances, averaged over the processes, each of which has seen batches of its own.
+
+    A moving average is linear in what it was given, so it does not matter when, or how often, this is done.
+    """
+    if accelerator.num_processes == 1 or not (own := list(statistics_of(model))):
+        return
+    total = accelerator.reduce(torch.cat([t.flatten() for t in own])) / accelerator.num_processes
+    for t, mean in zip(own, total.split([t.numel() for t in own]), strict=True):
+        t.copy_(mean.view_as(t))
+
+
+def statistics_of(model: nn.Module) -> Iterable[Tensor]:
+    """Means and variances that move, and apart in every process."""
+    for m in model.modules():
+        if isinstance(m, _BatchNorm) and m.training and not isinstance(m, nn.SyncBatchNorm):
+            yield from (t for t in (m.running_mean, m.running_var) if t is not None)
 
 
 def prepared(model: nn.Module, stage: Stage, accelerator: Accelerator, compile: bool) -> nn.Module:
     """The model as the steps call it: compiled if asked, cast, and shared among the processes."""
     if compile:
         compiled(model, stage).compile()
-    return accelerator.prepare_model(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
+        return accelerator.prepare_model(model)
+
+
+def released(net: nn.Module, accelerator: Accelerator) -> None:
+    """Take casts off again, and forget the model, so that the next stage can prepare it for itself."""
+    model = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+    vars(model).pop("_is_accelerate_prepared", None)  # else what is prepared next stays without its casts
+    accelerator._models.clear()
 
 
 def compiled(model: nn.Module, stage: Stage) -> nn.Module:

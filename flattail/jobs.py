@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from .experiment import run
 from .recipe import Recipe, from_tree, to_tree
 
 PATIENCE = 60.0  # seconds that an orphan has for its last step and checkpoint
+PEER = re.compile(r"gloo|nccl|peer|TCPStore", re.IGNORECASE)  # what torch's errors name when another process is gone
 
 
 class Job(NamedTuple):
@@ -53,13 +55,16 @@ def run_all(
     device: str | None,
     root: Path,
     resume: bool,
+    watch: bool = False,
 ) -> list[Path]:
     """Run every recipe with every seed; returns the run directories, in the main process alone.
 
     With several jobs a failing run does not stop the others; its message is raised at the end.
+
+    Raises ConnectionError where another process that shares the steps has ended.
     """
     todo = [Job(label, seed, recipe) for seed in seeds for label, recipe in recipes.items()]
-    how = {"out": out, "device": device, "root": root, "resume": resume}
+    how = {"out": out, "device": device, "root": root, "resume": resume, "watch": watch}
     main = int(os.environ.get("RANK", "0")) == 0
     columns = (
         TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -68,7 +73,18 @@ def run_all(
     with Progress(*columns, console=Console(stderr=True), disable=not main) as progress:
         task = progress.add_task("epochs of all runs", total=sum(j.epochs for j in todo), said="")
         work = one_by_one if jobs == 1 else some_at_a_time
-        folders = work(todo, jobs, how, progress, task)
+        try:
+            folders = work(todo, jobs, how, progress, task)
+        except RuntimeError as error:
+            if not dist.is_initialized() or not PEER.search(f"{type(error).__name__} {error}"):
+                raise
+            if dist.get_backend() == "gloo":
+                dist.destroy_process_group()  # another backend might wait for the one that is gone
+            reason = str(error).partition("\n")[0]
+            raise ConnectionError(
+                "another process of this job has ended, so this one stops too; the same command with --resume goes on "
+                f"from the last checkpoint, with any number of processes ({reason})"
+            ) from error
     if dist.is_initialized():
         dist.destroy_process_group()  # its threads may abort a process that ends with them running
     return folders if main else []
@@ -152,7 +168,7 @@ def run_tree(tree: Any, threads: int, tell: Connection, **how: Any) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        run(from_tree(tree), **how)
+        run(from_tree(tree), workers=threads, **how)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         tell.send(str(error))
         raise SystemExit(2) from error

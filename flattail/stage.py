@@ -52,6 +52,7 @@ class Stage:
     buffers: Literal["keep", "all"] = "keep"  # do displaced passes move BatchNorm: no, or as the releases do
     dropout: Literal["same", "fresh"] = "same"  # masks in the passes of a step
     climb: Literal["apart", "together"] = "apart"  # processes (for the head: micro-batches) climb each by its own slope
+    on_nan: Literal["stop", "skip"] = "stop"  # at a loss or slope that is not finite: end, or leave the step out
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 0), ("batch", 1), ("micro", 1)):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -26,8 +27,10 @@ from .checkpoint import Interrupted, Meters, Place, State, Stop, stopping
 from .closures import Batch, mixed, plain
 from .data.addressed import address
 from .data.longtail import LongTail
-from .devices import accelerated, compiled, prepared
+from .data.streamed import may_skip, unread
+from .devices import accelerated, common_statistics, compiled, prepared, released
 from .sharp import SharpnessAware
+from .sharp.perturb import norm
 from .sharp.report import Report
 from .stage import Stage, clock, freeze, grouped, refuse_misfits, set_mode, set_rate, sharpness_aware
 from .starts import Given, begun, shaped
@@ -51,6 +54,7 @@ def fit(
     every: float = 20.0,
     identity: str = "",
     score: Callable[[nn.Module], float] | None = None,
+    watch: Callable[[nn.Module], dict[str, Any]] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     on_step: Callable[[Place, int], None] = lambda place, steps: None,
     state: State | None = None,
@@ -69,6 +73,7 @@ def fit(
         every: seconds between checkpoints, which are written at epoch borders, and anywhere on SIGTERM or SIGINT.
         identity: what the checkpoint must have been made by, e.g. the text of the recipe.
         score: of the model after each epoch; the weights with the highest score are left in the model.
+        watch: of the model after each epoch; what it returns stands in the row, and nothing goes by it.
         on_epoch: receives a row of plain values after each epoch, in the main process.
         on_step: receives the place and the number of steps of the epoch, before each step.
         state: kept up to date: where training stands, what starts have found, how long it took.
@@ -78,7 +83,8 @@ def fit(
 
     Raises:
         ValueError: for stages that do not fit each other, or a checkpoint of another recipe.
-        FloatingPointError: at a loss or slope that is not finite, naming the step and the last good checkpoint.
+        FloatingPointError: at a loss or slope that is not finite, naming the step, its images and the last good
+            checkpoint; where stages say `on_nan="skip"`, at an epoch that has no other.
         Interrupted: after SIGTERM or SIGINT, with a checkpoint written.
     """
     refuse_misfits(stages)
@@ -87,8 +93,8 @@ def fit(
     accelerator = accelerator or Accelerator()
     model.to(accelerator.device)
     run = Training(
-        model, data, stages, seed, accelerator, workers, compile, checkpoint, every, identity, score, on_epoch, on_step,
-        state or State(),
+        model, data, stages, seed, accelerator, workers, compile, checkpoint, every, identity, score, watch, on_epoch,
+        on_step, state or State(),
     )  # fmt: skip
     state, last, weights = run.state, None, None
     if (saved := checkpoints.load(checkpoint, identity)) is not None:
@@ -104,6 +110,7 @@ def fit(
             accelerator.scaler.load_state_dict(tensors["scaler"])
         if not accelerator.is_main_process:
             state.meters.right = 0.0  # it is the sum over processes that was saved
+    checkpoints.refuse_apart(state.place, accelerator)
     trainable = {n: p.requires_grad for n, p in model.named_parameters()}
     work: Work | None = None
     with torch.random.fork_rng(), stopping() as stop:
@@ -144,6 +151,7 @@ class Training:
     every: float
     identity: str
     score: Callable[[nn.Module], float] | None
+    watch: Callable[[nn.Module], dict[str, Any]] | None
     on_epoch: Callable[[dict[str, Any]], None]
     on_step: Callable[[Place, int], None]
     state: State
@@ -161,9 +169,16 @@ class Training:
         """Seconds until now, in this process and those before."""
         return self.before + time.monotonic() - self.begun
 
+    def note_unread(self) -> int:
+        """How many training images could not be read until now, in any process; the state remembers which."""
+        if may_skip(self.data.train):
+            for found in gather_object([unread(self.data.train)]):
+                self.state.unread |= found
+        return len(self.state.unread)
+
     def save(self, work: Work | None) -> None:
-        """Write the checkpoint, if there is to be one."""
-        if self.checkpoint is not None:
+        """Write the checkpoint, if there is to be one and the weights are finite; the step after others will say so."""
+        if self.checkpoint is not None and torch.isfinite(norm([p.detach() for p in self.model.parameters()])):
             self.state.wall = self.wall
             tensors = {} if work is None else work.tensors()
             checkpoints.save(self.checkpoint, self.model, tensors, self.accelerator, self.state, self.identity)
@@ -225,7 +240,8 @@ def work_of(
     stage, model, device = run.stages[i], run.model, run.accelerator.device
     freeze(model, stage)
     groups, bounds = grouped(model, stage), dict[str, Tensor]()
-    apart = run.score is not None and (stage.average is not None or stage.constraint is not None)
+    looked_at = run.score is not None or run.watch is not None
+    apart = looked_at and (stage.average is not None or stage.constraint is not None)
     copy = deepcopy(model) if apart else None
     if stage.constraint is not None:
         torch.manual_seed(address(run.seed, i, "constraint"))
@@ -261,13 +277,14 @@ def train_stage(run: Training, i: int, work: Work, stop: Stop) -> None:
             row["start"] = state.found[i]
         if work.average is not None and stage.average is not None:
             stage.average.after_epoch(work.average, run.model, (epoch + 1) / stage.epochs)
-        if run.score is not None:
-            row["score"] = keep_if_best(run, judged(run, i, work), before + epoch)
+        if run.score is not None or run.watch is not None:
+            now = judged(run, i, work)
+            row |= {} if run.score is None else {"score": keep_if_best(run, now, before + epoch)}
+            row |= {} if run.watch is None else run.watch(now)
         more = epoch + 1 < stage.epochs
         state.place = Place(i, epoch + 1) if more else Place(i + 1)
         if not more:
-            accelerator.unwrap_model(work.net, keep_fp32_wrapper=False)
-            accelerator._models.clear()
+            released(work.net, accelerator)
             if run.compile:
                 compiled(run.model, stage)._compiled_call_impl = None
             weights = weights_of(run, stage, work)
@@ -305,7 +322,8 @@ def become(run: Training, i: int, work: Work, model: nn.Module, weights: dict[st
         set_mode(model, stage)
         key = address(run.seed, i, "statistics")
         torch.manual_seed(key)
-        recompute_statistics(model, whole_batches(run.data.train, stage, key, 0.0, device, run.workers))
+        images = whole_batches(run.data.train, stage, key, 0.0, device, run.workers)
+        recompute_statistics(model, images if stage.on_nan == "stop" else (x for x in images if x.isfinite().all()))
 
 
 def keep_if_best(run: Training, model: nn.Module, epoch: int) -> float | None:
@@ -330,14 +348,17 @@ def train_epoch(run: Training, i: int, epoch: int, work: Work, stop: Stop) -> di
     begun, epochs = clock(run.stages, i)
     key, meters, since = address(run.seed, i, epoch), state.meters, time.monotonic()
     batches = epoch_batches(run.data.train, stage, key, (begun + epoch) / epochs)
-    first = state.place.step
+    first, bad = state.place.step, torch.full((), -1, device=accelerator.device)
     steps = batches_from(run.data.train, stage, batches[first:], key, first, accelerator, run.workers)
     for step, batch in enumerate(steps, start=first):
         state.place = Place(i, epoch, step)
         if number := stop.agreed(accelerator, step):
+            must_be_finite(bad, batches, run)
             meters.seconds += time.monotonic() - since
             meters.right = over_processes(meters.right, accelerator)
+            common_statistics(run.model, accelerator)
             state.report = vars(flat.report)
+            run.note_unread()
             run.save(work)
             raise Interrupted(128 + number)
         run.on_step(state.place, len(batches))
@@ -345,10 +366,21 @@ def train_epoch(run: Training, i: int, epoch: int, work: Work, stop: Stop) -> di
         now = begun + epoch + (step / len(batches) if stage.clock == "step" else 0)
         rate = set_rate(optimizer, stage, now, epochs)
         optimizer.zero_grad()
+        before = Before(run.model, flat.report) if stage.on_nan == "skip" else None
         pieces = min(stage.micro, max(len(batches[step]) // accelerator.num_processes, 1))  # as many in every process
         loss, right = step_backward(run, flat, stage, batch.cut(pieces), now / epochs, (key, step))
-        if accelerator.device.type == "cpu" or (accelerator.scaler is None and step % 50 == 0):
-            must_be_finite(loss, run)
+        if before is not None:
+            if not_finite(loss, accelerator):
+                before.put_back(run.model, flat.report)
+                if accelerator.scaler is not None:
+                    step_optimizer(optimizer, stage, accelerator)  # it lowers its scale, and takes no step
+                state.steps += 1
+                meters.skipped += 1
+                continue
+        else:
+            bad = torch.where((bad < 0) & ~torch.isfinite(loss), step, bad)
+            if accelerator.device.type == "cpu" or (accelerator.scaler is None and step % 50 == 0):
+                must_be_finite(bad, batches, run)
         step_optimizer(optimizer, stage, accelerator)
         if stage.constraint is not None:
             stage.constraint.after_step(run.model, work.bounds)
@@ -358,9 +390,15 @@ def train_epoch(run: Training, i: int, epoch: int, work: Work, stop: Stop) -> di
         meters.loss = meters.loss + loss * len(batches[step])
         meters.right = meters.right + right
         meters.images += len(batches[step])
+    if not meters.images:
+        raise FloatingPointError(
+            f"stage {i}, epoch {epoch}: no step had a finite loss and slope, and on_nan: skip left out all of them; "
+            f"{kept_by(run)}. Lower the learning rate or rho, add a warm-up, or clip the gradient"
+        )
     right = over_processes(meters.right, accelerator)
     mean = torch.as_tensor(meters.loss) / meters.images
-    must_be_finite(mean, run)
+    must_be_finite(torch.where((bad < 0) & ~torch.isfinite(mean), len(batches) - 1, bad), batches, run)
+    common_statistics(run.model, accelerator)
     state.meters = Meters()
     return {
         "loss": float(mean),
@@ -368,6 +406,9 @@ def train_epoch(run: Training, i: int, epoch: int, work: Work, stop: Stop) -> di
         "lr": rate,
         "seconds": round(meters.seconds + time.monotonic() - since, 3),
         "images": meters.images,
+        **({"skipped": meters.skipped} if meters.skipped else {}),
+        **({"unread": missed} if (missed := run.note_unread()) else {}),
+        **flat.report.passes,
         "terms": flat.report.row(),
         "cosines": flat.report.cosines,
     }
@@ -380,7 +421,8 @@ def step_backward(
 
     `pieces` are its micro-batches, as many in every process; `place` is the address of the step: the key of its epoch,
     and its number there.
-    The loss is NaN where it or a slope is not finite; but where a scaler deals with slopes, only their loss counts.
+    The loss is NaN where it, a slope or the gradient is not finite; but where a scaler deals with those, only the loss
+    counts.
     """
     how = (flat.model, stage.loss, run.data.counts)
     key, twice = address(*place, "mixup"), stage.method.where == "weights"
@@ -396,7 +438,8 @@ def step_backward(
     out = flat.outcome
     assert out is not None and out.finite is not None
     if run.accelerator.scaler is None:
-        loss = torch.where(out.finite, loss, torch.nan)
+        gradient = norm([p.grad for p in run.model.parameters() if p.grad is not None])
+        loss = torch.where(out.finite & torch.isfinite(gradient), loss, torch.nan)
     return loss, torch.cat(out.seen).sum()
 
 
@@ -414,17 +457,43 @@ def step_optimizer(optimizer: torch.optim.Optimizer, stage: Stage, accelerator: 
         scaler.update()
 
 
-def must_be_finite(loss: Tensor, run: Training) -> None:
-    """Stop at a loss that is not finite, or whose slope was not."""
-    if torch.isfinite(loss):
+class Before:
+    """What a step changes that can be left out: statistics and other buffers of the model, and sums of the report."""
+
+    def __init__(self, model: nn.Module, report: Report) -> None:
+        self.buffers = [b.clone() for b in model.buffers()]
+        self.sums = {name: dict(v) if isinstance(v, dict) else v for name, v in vars(report).items()}
+
+    @torch.no_grad()
+    def put_back(self, model: nn.Module, report: Report) -> None:
+        """As if the step had not been."""
+        for now, then in zip(model.buffers(), self.buffers, strict=True):
+            now.copy_(then)
+        vars(report).update(self.sums)
+
+
+def not_finite(loss: Tensor, accelerator: Accelerator) -> bool:
+    """Whether the loss is not finite in this process or another."""
+    return bool(accelerator.reduce((~torch.isfinite(loss)).float()) > 0)
+
+
+def must_be_finite(bad: Tensor, batches: Sequence[Tensor], run: Training) -> None:
+    """Stop if some step of the epoch was not finite: `bad` is the first, and negative where there is none."""
+    if (step := int(bad)) < 0:
         return
-    stage, epoch, step = run.state.place
-    there = run.checkpoint is not None and run.checkpoint.exists()
-    kept = f"the last good checkpoint is {run.checkpoint}" if there else "there is no checkpoint yet"
+    stage, epoch, _ = run.state.place
+    rows = ", ".join(map(str, batches[step].tolist()))
     raise FloatingPointError(
-        f"the loss or its slope is not finite in stage {stage}, epoch {epoch}, step {step}; {kept}. "
-        "Lower the learning rate or rho, add a warm-up, or clip the gradient"
+        f"the loss or its slope is not finite in stage {stage}, epoch {epoch}, step {step}; {kept_by(run)}. "
+        f"The batch is rows {rows} of the training images. "
+        "Lower the learning rate or rho, add a warm-up, clip the gradient, or leave such steps out (on_nan: skip)"
     )
+
+
+def kept_by(run: Training) -> str:
+    """Where one could go on from."""
+    there = run.checkpoint is not None and run.checkpoint.exists()
+    return f"the last good checkpoint is {run.checkpoint}" if there else "there is no checkpoint yet"
 
 
 def over_processes(right: Tensor | float, accelerator: Accelerator) -> Tensor:
@@ -435,6 +504,6 @@ def over_processes(right: Tensor | float, accelerator: Accelerator) -> Tensor:
 def numbers_of(row: dict[str, Any]) -> dict[str, float]:
     """A row as trackers want it: one level, numbers only."""
     plain = {k: v for k, v in row.items() if isinstance(v, (int, float))}
-    for name, term in row["terms"].items():
+    for name, term in (row["terms"] | ({"test": row["test"]} if "test" in row else {})).items():
         plain |= {f"{name}/{k}": v for k, v in term.items() if isinstance(v, (int, float))}
     return plain

@@ -1,9 +1,7 @@
 """Resuming equals not having stopped, at borders, in mid-epoch, after kill -9; a checkpoint is whole or not there."""
 
 import errno
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import RECIPE
-from safetensors.torch import load_file
+from killed import RECIPE, same_runs
 from small import net, same_weights, tail, trained, without_seconds
 from torch import nn
 
@@ -170,10 +167,11 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint", lambda b: b[:-1]]
-)
-def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+DAMAGES = [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint", lambda b: b[:-1]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_where_there_is_none_before(tmp_path, damage):
     path = a_checkpoint(tmp_path / "c.pt")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"c\.pt is no checkpoint, or is damaged: remove it to start over"):
@@ -282,32 +280,6 @@ def uninterrupted(tmp_path_factory):
     folder = run(from_tree(RECIPE), out=out, label="killed", seed=1, device="cpu")
     torch.set_num_threads(threads)
     return folder
-
-
-def same_runs(a, b):
-    weights = [load_file(f / "model.safetensors") for f in (a, b)]
-    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
-    scores = [json.loads((f / "scores.json").read_text()) for f in (a, b)]
-    assert scores[0] == scores[1]
-    logs = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (a, b)]
-    assert without_seconds(logs[0]) == without_seconds(logs[1])
-    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
-
-
-def test_killed_at_any_moment_and_resumed(tmp_path, uninterrupted):
-    rng = random.Random(os.getpid())
-    print(f"seed {os.getpid()}")
-    total = 7 * 5
-    first = begun(tmp_path, 0, 0.002)
-    until(first, rng.randint(2, total // 2))
-    first.kill()  # at any moment of a step, or of writing a checkpoint
-    first.wait()
-    second = begun(tmp_path, 0, 0.002, "--resume")
-    until(second, rng.randint(2, total // 3))
-    second.kill()
-    second.wait()
-    folder = run(from_tree(RECIPE), out=tmp_path, label="killed", seed=1, device="cpu", resume=True)
-    same_runs(folder, uninterrupted)
 
 
 def test_sigterm_saves_in_mid_epoch_and_exits_143(tmp_path, uninterrupted):

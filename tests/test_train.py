@@ -233,7 +233,8 @@ def test_a_row_says_everything():
     assert [row["epoch"] for row in rows] == [0, 1, 2] and [row["stage"] for row in rows] == [0, 0, 1]
     for row in rows:
         assert row.keys() == {
-            "epoch", "stage", "epochs", "loss", "accuracy", "lr", "seconds", "images", "terms", "cosines",
+            "epoch", "stage", "epochs", "loss", "accuracy", "lr", "seconds", "images", "forwards", "backwards", "terms",
+            "cosines",
         }  # fmt: skip
         assert row["epochs"] == 3 and row["images"] == 42 and row["lr"] == 0.1 and row["seconds"] >= 0
         assert 0 <= row["accuracy"] <= 1 and row["loss"] > 0
@@ -359,8 +360,12 @@ def test_drop_last_leaves_the_short_batch_out():
 @pytest.mark.parametrize("method", [ERM(), SAM(0.1), CCSAM()])
 def test_bf16_on_the_cpu_trains_and_its_climbs_are_seen(method):
     model, rows = net(norm=nn.BatchNorm1d), []
-    stages = [Stage(2, batch=16, method=method), Stage(1, batch=16, method=method)]
-    fit(model, tail(), stages, accelerator=accelerated("cpu", "bf16"), on_epoch=rows.append)
+    stages, kinds = [Stage(2, batch=16, method=method), Stage(1, batch=16, method=method)], []
+    linear = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    linear.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+    for _ in range(2):  # the same model may be trained again
+        fit(model, tail(), stages, accelerator=accelerated("cpu", "bf16"), on_epoch=rows.append)
+    assert set(kinds) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in model.parameters())
     assert rows[1]["loss"] < rows[0]["loss"] * 1.5 and all(math.isfinite(row["loss"]) for row in rows)
     for row in rows:

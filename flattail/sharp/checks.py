@@ -1,8 +1,12 @@
-"""What a method's fields may hold; the messages say which values those are."""
+"""What a method's fields may hold, and which models can be displaced; the messages say what to write instead."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -28,3 +32,15 @@ def check_number(name: str, value: Any, least: int) -> None:
     """Raise ValueError for what is no whole number, or too small a one."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` is a whole number of at least {least}, not {value!r}")
+
+
+def refuse_wrappers(model: nn.Module) -> None:
+    """Wrappers over which norms or masses would be wrong in silence: FSDP, DTensor, a compiled DDP."""
+    sharded = dist.is_available() and any(hasattr(p, "device_mesh") for p in model.parameters())
+    if isinstance(getattr(model, "_orig_mod", None), DistributedDataParallel):
+        raise ValueError("compile first, then wrap: DistributedDataParallel(torch.compile(model))")
+    if sharded or "FullyShardedDataParallel" in {type(m).__name__ for m in model.modules()}:
+        raise ValueError(
+            "sharded models (FSDP, DTensor) are not supported: each process holds only a part of a weight, and a "
+            "climb needs its norm; wrap the model in DistributedDataParallel instead"
+        )

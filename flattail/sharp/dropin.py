@@ -8,10 +8,10 @@ from itertools import compress
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .checks import refuse_wrappers
 from .engine import placed, sharp_backward
 from .perturb import norm
 from .report import Outcome, Report
@@ -286,18 +286,6 @@ def matched(*lists: list[Any]) -> list[tuple[Any, ...]]:
             "each, or a list of each with an entry per micro-batch"
         )
     return list(zip(*lists, strict=True))
-
-
-def refuse_wrappers(model: nn.Module) -> None:
-    """Wrappers over which norms or masses would be wrong in silence: FSDP, DTensor, a compiled DDP."""
-    sharded = dist.is_available() and any(hasattr(p, "device_mesh") for p in model.parameters())
-    if isinstance(getattr(model, "_orig_mod", None), DistributedDataParallel):
-        raise ValueError("compile first, then wrap: DistributedDataParallel(torch.compile(model))")
-    if sharded or "FullyShardedDataParallel" in {type(m).__name__ for m in model.modules()}:
-        raise ValueError(
-            "sharded models (FSDP, DTensor) are not supported: each process holds only a part of a weight, and a "
-            "climb needs its norm; wrap the model in DistributedDataParallel instead"
-        )
 
 
 def need_head(model: nn.Module) -> None:

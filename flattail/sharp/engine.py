@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.nn.parallel import DistributedDataParallel
 
+from .checks import refuse_wrappers
 from .features import Features
 from .head import Head
 from .inside import inside_step
@@ -69,8 +70,10 @@ def sharp_backward(
             the method remembers of it (`Outcome.memory`, to be kept where `Outcome.whole` holds). By default they add.
 
     Raises:
-        ValueError: for a closure that returns no loss per sample or goes around a DistributedDataParallel.
+        ValueError: for a closure that returns no loss per sample or goes around a DistributedDataParallel, and for a
+            sharded model (FSDP, DTensor).
     """
+    refuse_wrappers(model)
     place = placed(model, only)
     if where != "weights" and merge is not None:
         raise ValueError(f"a method that merges displaces weights, not the {where}")

@@ -31,13 +31,14 @@ def inside_step(
     """One step of a method that displaces a Head or its Features: one pass of the backbone, however many groups climb.
 
     Micro-batches climb each by their own slopes, and means over members are means over the micro-batch;
-    `together` sweeps twice and is exact over micro-batches and processes.
+    `together` is exact over micro-batches and processes; with several micro-batches it sweeps twice.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     processes, device, unit = Processes(model), trained[0].device, unit_of(parts)
     looks = [Look(p.losses, {t.name: t for t in p.terms}, i) for i, p in enumerate(parts)]
     name = the_climbing(looks[0].terms)
     together = together and (len(looks) > 1 or processes.count > 1)
+    twice = together and len(looks) > 1
     noise: dict[int, list[Tensor]] = {}
 
     def look_from_w(look: Look, last: bool) -> tuple[Any, Any]:
@@ -48,9 +49,9 @@ def inside_step(
             out.forwards += 1
             return inside.look(look, name, scale * unit)
 
-    # a first sweep, where all micro-batches and processes climb by their common slopes
+    # a first sweep, where several micro-batches climb by their common slopes
     sums, common = Sums(looks[0].terms), None
-    if together:
+    if twice:
         with kept_buffers([model], keep=buffers == "keep"):
             sights = []
             for look in looks:
@@ -70,10 +71,11 @@ def inside_step(
             # 1. look from w
             sight, seen = look_from_w(look, last)
             out.seen.append(seen)
-            if not together:
+            if not twice:
                 sums = Sums(look.terms)
                 sums.add(look)
                 sums.divide(processes)
+                common = inside.joined([sight.slopes], processes) if together else None
 
             # 2. climb
             moved, radius = inside.climbed(sight, common or sight.slopes, term)

@@ -55,10 +55,13 @@ class Report:
         self._lost: Tensor | int = 0  # steps that were not finite
         self._sums: dict[str, list[Tensor]] = {}  # term -> radius [G], seen [G], gap, active
         self._cosines: dict[str, tuple[Tensor, int]] = {}
+        self._passes = (0.0, 0.0)  # forward and backward, of a whole batch
 
     def add(self, out: Outcome) -> None:
         """Take in a step, without waiting for the device."""
         self.steps += 1
+        parts, (forwards, backwards) = max(len(out.seen), 1), self._passes
+        self._passes = forwards + out.forwards / parts, backwards + out.backwards / parts
         if out.finite is not None:
             self._lost = self._lost + (~out.finite).long()
         for name, radius in out.radii.items():
@@ -92,6 +95,14 @@ class Report:
     def cosines(self) -> dict[str, float]:
         """The mean cosine between the gradients of two terms at w."""
         return {pair: float(total) / n for pair, (total, n) in self._cosines.items()}
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """Forward and backward passes a step, on average; in micro-batches one counts once, as does one of rows."""
+        return {
+            name: round(total / max(self.steps, 1), 4)
+            for name, total in zip(("forwards", "backwards"), self._passes, strict=True)
+        }
 
     @property
     def warnings(self) -> list[str]:

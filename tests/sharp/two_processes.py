@@ -4,8 +4,10 @@ Every process holds the whole batch too, so each makes both sides of its compari
 """
 
 import os
+import re
 import sys
 import traceback
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cases import BLIND, EVERY, HEADS, INSIDE, MERGED, WEIGHTS, close, data, flat, mlp
+from cases import BLIND, CLASSES, EVERY, HEADS, INSIDE, LAYERS, MERGED, WEIGHTS, close, data, flat, mlp
 
 from flattail.sharp import ERM, SAM, SSESAM, FocalSAM, ImbSAM, Weighted
 
@@ -185,6 +187,76 @@ def test_gradients_are_reduced_once(rank):
             step=0,
         )
         assert len(reduced) == (label not in MERGED), (label, len(reduced))  # those meet in a buffer of their own
+
+
+KEPT = {name: getattr(dist, name) for name in ("all_reduce", "all_gather")}
+
+
+@contextmanager
+def counted():
+    """Inside, how many scalars of its own this process gives to each collective."""
+    sent = []
+
+    def all_reduce(tensor, *args, **how):
+        sent.append(tensor.numel())
+        return KEPT["all_reduce"](tensor, *args, **how)
+
+    def all_gather(tensors, tensor, *args, **how):
+        sent.append(tensor.numel())
+        return KEPT["all_gather"](tensors, tensor, *args, **how)
+
+    dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    try:
+        yield sent
+    finally:
+        dist.all_reduce, dist.all_gather = KEPT["all_reduce"], KEPT["all_gather"]
+
+
+REDUCED = {"gsam": 2, "friendly": 2, "look-sam": 2, "pgd-small": 2}  # times all weights; others once
+CLIMBS = {"sam": 1, "asam": 1, "imbsam": 1, "ssesam-before": 2, "ssesam-after": 1, "focalsam": 1, "wsam": 1} | {
+    "gradient-norm": 1, "gsam": 1, "friendly": 1, "look-sam": 1, "pgd-small": 1,
+    "ccsam-all": CLASSES, "ccsam-class-sum-all": CLASSES, "ccsam-layers": CLASSES,
+}  # fmt: skip
+NONE = ["erm", "m-sam", "lpf", "perturbation", "pgd", "features", "features-batch", "ccsam"]  # none that takes a slope
+
+
+def scalars_of(label, together, model, terms, samples):
+    """Scalars that a process gives to others in a step: the table of docs/scaling.md, and its sums of a few."""
+    every = [p.numel() for p in model.parameters()]
+    moved = [p.numel() for n, p in model.named_parameters() if label != "ccsam-layers" or re.search(LAYERS, n)]
+    total = REDUCED.get(label, 1) * sum(every) + 2 + terms
+    total += CLASSES if "ccsam-" in label else 0  # who is in the batch
+    if not together:
+        return total
+    if label == "ccsam":
+        return total + samples * (model.head.in_features + CLASSES + 2) + 4
+    return total + CLIMBS.get(label, 0) * (sum(moved) + 1) + (3 if label == "features-batch" else 0)
+
+
+def test_communication(rank):
+    """Counted at every collective, and in the buckets that DistributedDataParallel reduces."""
+    for label in [*CLIMBS, *NONE]:
+        for together in (False, True):
+            model, reduced = wrap(mlp()), []
+            hook = lambda state, bucket, r=reduced: (r.append(bucket.buffer().numel()), summed_hook(bucket))[1]  # noqa: E731
+            model.register_comm_hook(None, hook)
+            x, y = split("uneven", *data(), rank)
+            with counted() as sent:
+                aware = flat(model, EVERY[label], climb_together=together)
+                aware.backward(make(model, x, y), y, progress=0.1, step=0)
+            terms = len(aware.outcome.values) if label != "ccsam" else CLASSES
+            expected = scalars_of(label, together, model.module, terms, samples=14)  # parts of 8 and of 14
+            assert sum(sent) + sum(reduced) == expected, (label, together, sent, reduced, expected)
+            if label in HEADS and EVERY[label].where == "head":
+                assert (aware.outcome.forwards, aware.outcome.backwards) == (1, 1), "also where climbs are common"
+
+
+def summed_hook(bucket):
+    """As DistributedDataParallel does by itself, past what is counted."""
+    work = bucket.buffer().div_(2)
+    future = torch.futures.Future()
+    future.set_result(KEPT["all_reduce"](work) or work)
+    return future
 
 
 def mean_hook(bucket):
