@@ -17,13 +17,23 @@ def logits_of(
     model.eval()
     answers, labels = [], []
     for x, y in half.batches(in_order(len(half), batch), device=device, workers=workers):
-        logits = model(x)
-        logits = (logits + model(x.flip(-1))) / 2 if flip else logits
+        logits = answered(model, x)
+        logits = (logits + answered(model, x.flip(-1))) / 2 if flip else logits
         answers.append(logits.float().cpu())
         labels.append(y.cpu())
     for module, was in zip(model.modules(), mode, strict=True):
         module.training = was
     return torch.cat(answers), torch.cat(labels)
+
+
+def answered(model: nn.Module, x: Tensor) -> Tensor:
+    """The answers to a batch [B, ...]; to its halves one by one, where the device cannot hold what the whole needs."""
+    try:
+        return model(x)
+    except torch.OutOfMemoryError:
+        if len(x) == 1:
+            raise
+    return torch.cat([answered(model, half) for half in x.chunk(2)])
 
 
 @torch.no_grad()

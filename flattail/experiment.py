@@ -20,9 +20,14 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from . import __version__, runs
+from .checkpoint import remove
 from .data import LongTail
+from .data.loading import workers_here
+from .data.pictures import Preparation
+from .data.streamed import told, unread
+from .devices import synchronised
 from .rebuilt import begun_from, build, load, restored
-from .recipe import Recipe, Tracker, identity, to_tree, write
+from .recipe import Recipe, Tracker, identity, signed, to_tree
 from .scores import Scores, evaluate
 from .sharp.engine import placed
 from .sharp.head import Head
@@ -47,8 +52,9 @@ def run(
     root: Path = Path("data"),
     device: str | None = None,
     resume: bool = False,
-    workers: int = 4,
+    workers: int | None = None,
     every: float = 20.0,
+    watch: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     on_step: Callable[[Place, int], None] = lambda place, steps: None,
 ) -> Path:
@@ -61,8 +67,9 @@ def run(
         root: the folder of the data.
         device: "cpu", "cuda", "cuda:1", or None for the best one here.
         resume: go on from the checkpoint of an interrupted run, bit for bit on the CPU.
-        workers: processes that read images that are not in memory.
+        workers: processes that read images that are not in memory; by default as many as there are cores for this one.
         every: seconds between checkpoints.
+        watch: log the test accuracy of every epoch as well, for its curve and its best; nothing is chosen by it.
         on_epoch, on_step: see `fit`.
 
     Raises:
@@ -70,7 +77,8 @@ def run(
             Nothing has been written then.
     """
     folder = Path(out) / label / str(seed)
-    text = write(recipe)
+    text = signed(recipe)
+    workers = workers_here() if workers is None else workers
     if (folder / runs.RECIPE).exists():
         runs.create(out, label, seed, recipe=text)
     if (folder / runs.SCORES).exists():
@@ -87,6 +95,8 @@ def run(
     else:
         begun = begun_from(init, recipe, data, seed)
         model, begun_at = begun.model, {"init": begun.said}
+    if recipe.sync_batchnorm:
+        model = synchronised(model, accelerator)
     refuse_impossible(recipe, data, model)
     if accelerator.is_main_process:
         runs.create(out, label, seed, recipe=text)
@@ -113,13 +123,17 @@ def run(
             logits, y = logits_of(net, judged_half, device=accelerator.device, workers=workers)
             return evaluate(logits, y).balanced
 
-        state = State()
+        def watched(net: nn.Module) -> dict[str, Any]:
+            scores = evaluate(*logits_of(net, data.test, device=accelerator.device, workers=workers), groups=groups)
+            return {"test": {"all": scores.all, "balanced": scores.balanced} | scores.groups}
+
+        groups, state = data.group(), State()
         epoch = fit(
             model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
             seed=seed, accelerator=accelerator, workers=workers, compile=recipe.compile,
             checkpoint=folder / CHECKPOINT, every=every, identity=f"{identity(recipe)}/{seed}",
-            score=None if recipe.protocol.selection == "last" else score, on_epoch=keep, on_step=on_step,
-            state=state,
+            score=None if recipe.protocol.selection == "last" else score, watch=watched if watch else None,
+            on_epoch=keep, on_step=on_step, state=state,
         )  # fmt: skip
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -130,11 +144,19 @@ def run(
             model, recipe, data, accelerator.device,
             epoch=epoch if epoch >= 0 else None, said=warnings(recipe, rows), workers=workers,
         )  # fmt: skip
+        if state.unread:
+            outcome["warnings"].append(told(state.unread, "and others of their class stood in for them in training"))
         if found := {str(i): each for i, each in state.found.items() if each}:
             outcome["starts"] = found
+        if rows and all("test" in row for row in rows):
+            best = max(rows, key=lambda row: row["test"]["all"])
+            outcome["best_on_test"] = {"epoch": best["epoch"]} | best["test"]
         env = environment(accelerator, data, state.wall + time.monotonic() - ended, rows) | begun_at
+        for part, missed in (("train", state.unread), ("test", unread(data.test))):
+            if missed:
+                env.setdefault("unread", {})[part] = {"images": len(missed), "first": sorted(missed)[:20]}
         store(folder, model, outcome, logits, y, env)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        remove(folder / CHECKPOINT)
         return folder
 
 
@@ -154,6 +176,8 @@ def judged(
         names = ", ".join(data.names[c] for c in unseen[:10]) + ", ..." * (len(unseen) > 10)
         said.append(f"the test half has no image of {names}: means are over the other classes")
     logits, y = logits_of(model, data.test, device=device, flip=recipe.protocol.views == "flip", workers=workers)
+    if missed := unread(data.test):
+        said.append(told(missed, "and are not among those judged"))
     outcome = {
         "scores": evaluate(logits, y, groups=data.group()).to_json(),
         "selection": recipe.protocol.selection,
@@ -161,6 +185,7 @@ def judged(
         "counts": data.counts.tolist(),
         "names": list(data.names),
         "groups": {name: mask.tolist() for name, mask in data.group().items()},
+        "images": vars(Preparation.of(data.test)),
         "data": data.title,
         "fingerprint": data.fingerprint,
         "warnings": said,
@@ -255,6 +280,8 @@ def warnings(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
         moved = [t for row in mine for t in row["terms"].values() if t["active"] > 0]
         if method != "ERM" and mine and not moved:
             said.append(f"stage {i}: {method} never moved the weights: it trained as plain ERM")
+        if left_out := sum(row.get("skipped", 0) for row in mine):
+            said.append(f"stage {i}: {left_out} steps were left out, whose loss or slope was not finite (on_nan: skip)")
         for name in dict.fromkeys(n for row in mine for n in row["terms"]):
             radii = [row["terms"][name]["radius"] for row in mine if name in row["terms"]]
             if remark := doubt(name, sum(radii) / len(radii)):

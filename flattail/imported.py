@@ -23,7 +23,7 @@ from . import runs
 from .experiment import build, environment, judged, load, store
 from .models import Cosine, ResNet30, ResNet32
 from .models.heads import innermost, sizes
-from .recipe import Recipe, write
+from .recipe import Recipe, signed
 from .stage import Stage
 from .starts import Keep, shaped
 from .train import accelerated
@@ -98,7 +98,7 @@ def import_run(
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     about = {"file": checkpoint.name, "sha256": sha256, "format": found.format, "class_map": order}
     env = environment(accelerator, data, time.monotonic() - began, []) | {"imported": about}
-    folder = runs.create(folder.parent, "", seed, recipe=write(recipe))
+    folder = runs.create(folder.parent, "", seed, recipe=signed(recipe))
     store(folder, model, outcome | {"selection": "imported"}, logits, y, env)
     return folder
 

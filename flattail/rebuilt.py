@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -38,7 +38,21 @@ def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
     return data
 
 
-def build(recipe: Recipe, data: LongTail, seed: int) -> nn.Module:
+class Sizes(Protocol):
+    """What a model is built for: a data set, or what is known of one that is not there."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        ...
+
+
+def build(recipe: Recipe, data: Sizes, seed: int) -> nn.Module:
     """The recipe's model, its weights drawn from the seed."""
     torch.manual_seed(seed)
     return recipe.model.build(data.classes, data.channels)
@@ -60,7 +74,7 @@ def finished(folder: Path) -> runs.Run:
     return done
 
 
-def trained(done: runs.Run, recipe: Recipe, data: LongTail) -> nn.Module:
+def trained(done: runs.Run, recipe: Recipe, data: Sizes) -> nn.Module:
     """The model of a finished run: built, its head shaped by the starts of all stages, its weights read."""
     path = done.path / runs.MODEL
     if getattr(recipe.model, "weights", None):  # those of the run take their place

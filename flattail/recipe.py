@@ -81,6 +81,7 @@ class Recipe:
     protocol: EvaluationProtocol = EvaluationProtocol()  # how the model is chosen and judged
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of forward and backward passes; fp16 needs a GPU
     compile: bool = False  # torch.compile the model, or for head methods its backbone
+    sync_batchnorm: bool = False  # BatchNorm over the batches of all processes at once; needs several GPUs to differ
     tracker: Tracker | None = None  # where rows of the log go as well
     expect: Expect | None = None  # the result that this recipe is meant to give
     notes: tuple[str, ...] = ()  # which settings are the paper's, which the released code's, which ours
@@ -124,6 +125,9 @@ MOVED = {  # fields of earlier versions, and what is written now
     "Stage.mixup": "write `mix: {name: mixup, alpha: ...}` with the number that stood there, or nothing where it was 0",
     "Timm.pretrained": "write `weights: timm` where it was true, or nothing",
 }
+
+
+WORDS = ("title", "notes", "expect", "tracker")  # what a recipe says beside what it does
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -281,26 +285,34 @@ def guess(word: str, known: typing.Iterable[str]) -> str:
     return f"did you mean `{near[0]}`?" if near else f"there is {', '.join(known) or 'nothing to set'}"
 
 
-def replaced(tree: Any, assignment: str) -> Any:
-    """The tree with `a.b.0.c=value` replaced; values are YAML."""
+def replaced(tree: Any, assignment: str, *, option: str = "--set") -> Any:
+    """The tree with `a.b.0.c=value` replaced, or `a.b.*.c=value` in every entry of b; values are YAML.
+
+    RecipeError, naming the option that the assignment comes from, for a place that is not there.
+    """
     path, equals, value = assignment.partition("=")
     if not equals:
-        raise RecipeError(f"--set {assignment}: write a.b=value, e.g. stages.0.method.rho=0.1")
+        raise RecipeError(f"{option} {assignment}: write a.b=value, e.g. stages.0.method.rho=0.1")
     node, keys = tree, path.split(".")
     for depth, key in enumerate(keys):
         place = ".".join(["recipe", *keys[:depth]])
+        if key == "*" and isinstance(node, list) and node:
+            for i in range(len(node)):
+                each = ".".join([*keys[:depth], str(i), *keys[depth + 1 :]])
+                tree = replaced(tree, f"{each}={value}", option=option)
+            return tree
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise RecipeError(
-                    f"--set {assignment}: {place} has {len(node)} entries, counted from 0, and no {key!r}"
+                    f"{option} {assignment}: {place} has {len(node)} entries, counted from 0, and no {key!r}"
                 )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key
             if depth < len(keys) - 1 and key not in node:
-                raise RecipeError(f"--set {assignment}: {place} has no `{key}`; {guess(key, node)}")
+                raise RecipeError(f"{option} {assignment}: {place} has no `{key}`; {guess(key, node)}")
         else:
-            raise RecipeError(f"--set {assignment}: {place} is {node!r} and has no `{key}`")
+            raise RecipeError(f"{option} {assignment}: {place} is {node!r} and has no `{key}`")
         if depth < len(keys) - 1:
             if node[index] is None or isinstance(node[index], str):  # not set yet, or a bare name
                 node[index] = {"name": node[index]} if node[index] else {}
@@ -309,7 +321,7 @@ def replaced(tree: Any, assignment: str) -> Any:
     try:
         new = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
+        raise RecipeError(f"{option} {assignment}: {value!r} is not YAML ({' '.join(str(error).split())})") from error
     if index == "name" and isinstance(node, dict) and old != new:
         keep_fields(node, new)
     else:
@@ -367,8 +379,19 @@ class _Dumper(yaml.SafeDumper):
 
 
 def identity(recipe: Recipe) -> str:
-    """What tells recipes apart: a hash of the resolved tree as it is read (a float given as 20 is 20.0)."""
-    return hashlib.sha256(write(from_tree(to_tree(recipe))).encode()).hexdigest()[:16]
+    """What tells recipes apart: a hash of what they do.
+
+    Words (`WORDS`) and fields at their defaults are left out, so that neither a better title nor a field that a later
+    version brings makes another recipe of it; a float given as 20 is 20.0.
+    """
+    tree = to_tree(from_tree(to_tree(recipe)), defaults=False)
+    text = yaml.safe_dump({name: inner for name, inner in tree.items() if name not in WORDS}, allow_unicode=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def signed(recipe: Recipe) -> str:
+    """The resolved recipe below a line with its identity, as run directories hold it."""
+    return f"# identity: {identity(recipe)}\n{write(recipe)}"
 
 
 # -- where recipes live ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ model.safetensors  the trained weights
 env.json           versions, device, git, seconds, dtype
 open.json          scores beside images of unknown classes, by open set and threshold, if any were asked for
 analysis/          <name>.npz and <name>.json of every finished analysis: its arrays, its options
+export/            the model for use elsewhere, if it was exported: safetensors, torch.export, ONNX, and a card
 .lock.<n>          who is training it, while someone does (lock.py)
 """
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,14 +82,15 @@ def write_logits(run: Path, logits: np.ndarray, y: np.ndarray) -> None:
 def create(out: Path, label: str, seed: int, *, recipe: str) -> Path:
     """Make, or open again, the run directory `out/label/seed` of a recipe's text; return its path.
 
-    Raises ValueError if the directory already holds another recipe.
+    Raises ValueError if the directory already holds another recipe: one of another identity, where both texts begin
+    with theirs.
     """
     run = Path(out) / label / str(seed)
     run.mkdir(parents=True, exist_ok=True)
     path = run / RECIPE
     if not path.exists():
         write_text(path, recipe)
-    elif _recipe(path) != yaml.safe_load(recipe):
+    elif not _same(path, recipe):
         raise ValueError(f"{run} already holds another recipe: choose another --out, or delete the directory")
     return run
 
@@ -200,9 +203,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A hash of everything in the recipe but the seed: runs that share it may be averaged."""
-        recipe = {name: value for name, value in self.recipe.items() if name != "seed"}
-        text = json.dumps(recipe, sort_keys=True, default=str)
+        """A hash of the recipe's identity and title, else of all but its seed: runs that share it may be averaged."""
+        told = _identity(self.text)
+        recipe: Any = {name: value for name, value in self.recipe.items() if name != "seed"}
+        text = json.dumps([told, self.recipe.get("title")] if told else recipe, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def logits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -285,6 +289,19 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _identity(text: str) -> str | None:
+    """What the first line of a recipe calls it, if it does."""
+    found = re.match(r"# identity: (\w+)\n", text)
+    return found and found.group(1)
+
+
+def _same(path: Path, recipe: str) -> bool:
+    """Whether a recipe file holds what a text says."""
+    there, asked = _recipe(path), yaml.safe_load(recipe)
+    known = _identity(path.read_text(encoding="utf-8")), _identity(recipe)
+    return known[0] == known[1] if all(known) else there == asked
 
 
 def _recipe(path: Path) -> dict[str, Any]:

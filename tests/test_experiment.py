@@ -15,7 +15,7 @@ from flattail import evaluate, runs
 from flattail.experiment import build, load, run, scored, start_tracker, tracked, warnings
 from flattail.models import Split
 from flattail.probe import probe
-from flattail.recipe import EvaluationProtocol, Recipe, Tracker, from_tree, write
+from flattail.recipe import EvaluationProtocol, Recipe, Tracker, from_tree, signed
 from flattail.sharp import CCSAM, SAM, SSESAM, Every, ImbSAM, Window
 from flattail.stage import Stage
 
@@ -47,7 +47,7 @@ def test_the_directory_holds_what_its_page_says(done):
     recipe, folder, rows = done
     names = {"recipe.yaml", "log.jsonl", "scores.json", "logits.npz", "model.safetensors", "env.json"}
     assert {p.name for p in folder.iterdir()} == names and folder.parts[-3:] == ("mine", "two", "3")
-    assert (folder / "recipe.yaml").read_text() == write(recipe)
+    assert (folder / "recipe.yaml").read_text() == signed(recipe)
     assert [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] == rows
     read = runs.read(folder)
     assert read.finished and read.seed == 3 and read.epochs == 2 == len(read.rows)
@@ -98,7 +98,7 @@ def test_a_finished_run_is_left_as_it_is(done):
     assert run(recipe, **how, on_epoch=pytest.fail) == folder
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
     with pytest.raises(ValueError, match="already holds another recipe: choose another --out, or delete the directory"):
-        run(replace(recipe, title="another"), **how)
+        run(replace(recipe, compile=True), **how)
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
 
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_left_as_it_is(done):
 def test_an_unfinished_run_of_another_recipe_is_that_first_of_all(tmp_path, resume):
     folder = tmp_path / "r" / "0"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(write(digits(epochs=5)))
+    (folder / "recipe.yaml").write_text(signed(digits(epochs=5)))
     (folder / "log.jsonl").write_text("")
     with pytest.raises(ValueError, match="already holds another recipe"):
         run(digits(), out=tmp_path, label="r", device="cpu", resume=resume)
@@ -119,7 +119,7 @@ def test_an_unfinished_run_of_another_recipe_is_that_first_of_all(tmp_path, resu
 def test_a_damaged_log_line_of_a_killed_run_is_cut_off(tmp_path):
     folder = tmp_path / "r" / "0"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(write(digits()))
+    (folder / "recipe.yaml").write_text(signed(digits()))
     (folder / "log.jsonl").write_text('{"epoch": 0, "stage": 0}\n{"epoch": 1, "st')
     run(digits(), out=tmp_path, label="r", device="cpu", resume=True)
     assert [row["epoch"] for row in runs.read(folder).rows] == [0] and "loss" in runs.read(folder).rows[0]
@@ -159,6 +159,21 @@ def test_the_last_epoch_is_judged_unless_another_is_asked_for_by_name(tmp_path):
     assert results["best-on-test"]["scores"]["balanced"] >= results["last"]["scores"]["balanced"]
     assert results["best-on-val"]["counts"] != results["last"]["counts"]
     assert results["best-on-val"]["fingerprint"] != results["last"]["fingerprint"]
+
+
+@pytest.mark.parametrize("average", [None, {"name": "ema", "decay": 0.5}])
+def test_a_watched_run_is_the_same_run_with_the_best_epoch_beside_the_last(tmp_path, average):
+    recipe, found = digits(epochs=3, optim={"lr": 0.2}, average=average), {}
+    for watch in (False, True):
+        folder = run(recipe, out=tmp_path, label=f"watch-{watch}", device="cpu", watch=watch)
+        found[watch] = plain(folder / "scores.json"), load_file(folder / "model.safetensors"), runs.read(folder).rows
+    assert all(torch.equal(found[True][1][n], t) for n, t in found[False][1].items())
+    (last, _, unseen), (said, _, rows) = found[False], found[True]
+    best = said.pop("best_on_test")
+    assert said == last and not any("test" in row for row in unseen)
+    curve = [row["test"]["all"] for row in rows]
+    assert best["all"] == max(curve) == curve[best["epoch"]] and curve[-1] == said["scores"]["all"]
+    assert rows[-1]["test"]["few"] == said["scores"]["groups"]["few"]
 
 
 def test_a_validation_half_that_the_data_bring_is_used(tmp_path):

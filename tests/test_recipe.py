@@ -223,7 +223,8 @@ def test_the_identity_is_that_of_the_meaning_not_of_the_type():
     one, other = DigitsLT(20), DigitsLT(20.0)
     recipes = [Recipe(data, ResNet8(), (Stage(1),)) for data in (one, other)]
     assert identity(recipes[0]) == identity(recipes[1]) == identity(from_tree(to_tree(recipes[0])))
-    assert identity(recipes[0]) != identity(dataclasses.replace(recipes[0], title="other"))
+    assert identity(recipes[0]) == identity(dataclasses.replace(recipes[0], title="other", notes=("a word",)))
+    assert identity(recipes[0]) != identity(dataclasses.replace(recipes[0], compile=True))
 
 
 def test_a_recipe_is_the_same_in_python_and_in_yaml(file):

@@ -46,6 +46,11 @@ def test_a_run_comes_back_as_it_was_written(run, tmp_path):
 
 def test_the_key_ignores_the_seed_and_nothing_else(run, tmp_path):
     same = runs.create(tmp_path, "other/name", 1, recipe=RECIPE + "seed: 1\n")
+    signed = [runs.create(tmp_path, f"s{i}", i, recipe=f"# identity: ab{i // 2}\n{RECIPE}x: {i}\n") for i in range(3)]
+    assert runs.create(tmp_path, "s0", 0, recipe=f"# identity: ab0\n{RECIPE}") == signed[0]
+    assert len({runs.read(path).key for path in signed[:2]}) == 1 != len({runs.read(path).key for path in signed})
+    with pytest.raises(ValueError, match="already holds another recipe"):
+        runs.create(tmp_path, "s2", 2, recipe=f"# identity: ab0\n{RECIPE}x: 2\n")
     other = runs.create(tmp_path, "third", 1, recipe=RECIPE.replace("epochs: 2", "epochs: 4"))
     assert runs.read(run).key == runs.read(same).key != runs.read(other).key
 
