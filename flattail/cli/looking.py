@@ -51,17 +51,26 @@ def analyse(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no table, only where the page is.")] = False,
+    out: Annotated[
+        list[Path] | None, typer.Option(help="The file to write: .html, .md, .csv or .tex (repeatable).")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The recipe that others are compared with, by its label or title.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no table, only where the files are.")] = False,
 ) -> None:
-    """One HTML page that needs nothing else: tables, curves, classes, sharpness."""
+    """One HTML page that needs nothing else: tables, curves, flips, confusion, calibration, sharpness, cost."""
     with mistakes_told():
-        from ..report import build
+        from ..report.written import known, write
         from ..runs import find
 
+        paths = out or [Path("report.html")]
+        for path in paths:
+            known(path)
         found = find(runs)
         if not found:
             raise ValueError(f"no run directory lies at or below {', '.join(map(str, runs))}")
         if not quiet:
             print_table([r.path for r in found])
-        typer.echo(f"report: {build(found, out).resolve()}")
+        for path in paths:
+            typer.echo(f"report: {write(found, path, baseline=baseline).resolve()}")

@@ -51,12 +51,12 @@ class Difference:
     @property
     def interval(self) -> str:
         """The interval as `[-0.3, 2.1]`; – for fewer than two pairs."""
-        return f"[{_signed(self.low)}, {_signed(self.high)}]" if self.n > 1 else "–"
+        return f"[{signed(self.low)}, {signed(self.high)}]" if self.n > 1 else "–"
 
     def __str__(self) -> str:
         if not self.n:
             return "–"
-        return _signed(self.mean) + (f" {self.interval}" if self.n > 1 else "")
+        return signed(self.mean) + (f" {self.interval}" if self.n > 1 else "")
 
 
 def difference(pairs: Iterable[tuple[float | None, float | None]]) -> Difference:
@@ -71,5 +71,6 @@ def difference(pairs: Iterable[tuple[float | None, float | None]]) -> Difference
     return Difference(float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half, n)
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
+    """One decimal and always a sign."""
     return f"{number:+.1f}".replace("-", "−")

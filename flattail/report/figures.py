@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .estimates import Estimate
 from .panels import (
     DASHES,
+    GRID,
     INK,
     MARKERS,
     MUTED,
@@ -17,6 +19,7 @@ from .panels import (
     colour,
     dash_of,
     mean_of,
+    mine,
     panel,
     plain_log,
     running,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MANY_CLASSES, BINS, TERMS = 20, 100, 5  # beyond: lines over rank, means of neighbours, one line for all
+MANY_ROWS = 12  # beyond: a line per row instead of bars side by side
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -36,21 +40,26 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     finished = [row for row in rows if row.runs]
     made = [curves(rows), gaps(rows)]
     if finished:
-        made = [groups(finished, rows), class_counts(finished[0]), per_class(finished, rows), *made]
+        crowd = len(finished) > MANY_ROWS
+        each = [] if crowd and len(_classes(finished[0])[0]) <= MANY_CLASSES else [per_class(finished, rows)]
+        first = [ranked(finished), class_counts(finished[0], WIDE)] if crowd else [groups(finished, rows)]
+        made = [*first, *([] if crowd else [class_counts(finished[0], SMALL)]), *each, *made]
     return [figure for figure in made if figure]
 
 
 # ---- figures -----------------------------------------------------------------------------------------------
 
 
-def class_counts(row: Row) -> Figure:
+def class_counts(row: Row, size: tuple[float, float]) -> Figure:
     """Training images per class, most frequent first."""
     counts, names, order = _classes(row)
     counts, ranks = counts[order], np.arange(len(order))
-    with panel(f"counts-{row.key}", SMALL, "Training images per class") as (ax, done):
+    with panel(f"counts-{row.key}", size, "Training images per class") as (ax, done):
         few_classes = len(counts) <= MANY_CLASSES
         if len(counts) <= 4 * BINS:
-            ax.bar(ranks, counts, 0.8 if few_classes else 1.0, color=[SHADES[g] for g in _group_of(row)])
+            bars = ax.bar(ranks, counts, 0.8 if few_classes else 1.0, color=[SHADES[g] for g in _group_of(row)])
+            for bar, c, count in zip(bars, order, counts, strict=True):
+                bar.set_gid(f"bar::{names[c]} · {count:,} training images")
         else:
             ax.fill_between(ranks, counts, step="mid", color=SHADES["medium"], lw=0)
         if counts.max() > 10 * max(counts.min(), 1):
@@ -68,7 +77,7 @@ def class_counts(row: Row) -> Figure:
         f"Each bar is a class, the most frequent first: {most} training images down to {least}, "
         f"an imbalance of {most / max(least, 1):.0f}. Darker bars are rarer groups."
     )
-    return Figure("counts", "How long is the tail?", reading, (done(),), legend=False)
+    return Figure("counts", "How long is the tail?", reading, (done(),), legend=False, wide=size == WIDE)
 
 
 def groups(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
@@ -79,8 +88,9 @@ def groups(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
         for i, row in enumerate(rows):
             at = np.arange(len(shown)) + (i - (len(rows) - 1) / 2) * width
             mean, sd = np.array([(row.columns[name].mean, row.columns[name].sd) for name in shown]).T
-            ax.bar(at, mean, width * 0.9, color=colour(row, every))
-            whiskers(ax, at, mean, sd)
+            with mine(ax, row, [f"{row.name} · {name} {row.columns[name]}" for name in shown]):
+                ax.bar(at, mean, width * 0.9, color=colour(row, every))
+                whiskers(ax, at, mean, sd)
         size = rows[0].sizes
         ax.set_xticks(range(len(shown)), [f"{g} ({size[g]})" if g in size else g for g in shown])
         ax.tick_params(axis="x", length=0)
@@ -90,6 +100,34 @@ def groups(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
         "seeds. What a method does for the tail shows under few, what it costs under many."
     )
     return Figure("groups", "Who gains, who pays", reading, (done(),))
+
+
+def ranked(rows: Sequence[Row]) -> Figure:
+    """Accuracy of many, medium, few and all as marks on a line per row, the best on top."""
+    best = sorted(rows, key=lambda row: -np.nan_to_num(row.columns["all"].mean))
+    shown = [name for name in SHARES if any(row.columns[name].n for row in rows)]
+    with panel(f"ranked-{rows[0].key}", (WIDE[0], 0.7 + 0.19 * len(rows)), "Accuracy by group") as (ax, done):
+        for y, row in enumerate(best):
+            known = [row.columns[name] for name in shown]
+            mean = np.array([each.mean for each in known])
+            text = " · ".join(f"{name} {each}" for name, each in zip(shown, known, strict=True))
+            with mine(ax, row, f"{row.name} · {text}"):
+                ax.plot([np.nanmin(mean), np.nanmax(mean)], [y, y], color=GRID, lw=2.5, zorder=1)
+                for name, each in zip(shown, known, strict=True):
+                    ink, mark = (SHADES[name], "o") if name in SHADES else (INK, "D")
+                    ax.plot([each.mean], [y], mark, ms=5 if name in SHADES else 4, color=ink, mew=0, ls="", zorder=3)
+                    if name == "all" and each.n > 1:
+                        ax.plot([each.mean - each.sd, each.mean + each.sd], [y, y], color=INK, lw=1, zorder=2)
+                ax.text(-0.01, y, row.name, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_yticks([])
+        ax.set_xlim(0, 101)
+        ax.grid(axis="x")
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel("test accuracy (%)")
+    reading = "A line per recipe, the best over all on top; marks are means over seeds, the bar at all is ± one sd."
+    scale = [(f"var(--{name})" if name in SHADES else "var(--ink)", name) for name in shown]
+    return Figure("groups", "Who gains, who pays", reading, (done(),), wide=True, legend=False, scale=tuple(scale))
 
 
 def per_class(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
@@ -110,14 +148,22 @@ def per_class(rows: Sequence[Row], every: Sequence[Row]) -> Figure:
             ink = colour(row, every)
             if n <= MANY_CLASSES:
                 x = at + (i - (len(rows) - 1) / 2) * width
-                ax.bar(x, mean, width * 0.9, color=ink)
-                whiskers(ax, x, mean, sd)
+                told = [f"{row.name} · {names[c]} {Estimate.of(v)}" for c, v in zip(order, found.T, strict=True)]
+                with mine(ax, row, told):
+                    ax.bar(x, mean, width * 0.9, color=ink)
+                    whiskers(ax, x, mean, sd)
             else:
                 x = at + (i - (len(rows) - 1) / 2) * 0.6 / len(rows)
                 mark = MARKERS[every.index(row) % len(MARKERS)]
-                ax.vlines(x, mean - np.nan_to_num(sd), mean + np.nan_to_num(sd), color=ink, alpha=0.3, lw=0.8)
-                ax.plot(x, mean, mark, color=ink, ms=2.4, alpha=0.65, mew=0)
-                ax.plot(x, running(mean), dash_of(row, every), color=ink, lw=1.8)
+                with mine(ax, row):
+                    ax.vlines(x, mean - np.nan_to_num(sd), mean + np.nan_to_num(sd), color=ink, alpha=0.3, lw=0.8)
+                    ax.plot(x, running(mean), dash_of(row, every), color=ink, lw=1.8)
+                with mine(
+                    ax,
+                    row,
+                    [names[b[0]] if len(b) == 1 else f"{len(b)} classes" for b in bins] if len(rows) == 1 else "",
+                ):
+                    ax.plot(x, mean, mark, color=ink, ms=2.4, alpha=0.65, mew=0, ls="")
         _class_axis(ax, names, order)
         _name_groups(ax, rows[0])
         _percent(ax)
@@ -156,6 +202,8 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     reading += "; dotted verticals are borders of stages." if any(_borders(row) for row in rows) else "."
     if len({str(stage.get("loss")) for row in rows for stage in row.every[0].recipe["stages"]}) > 1:
         reading += " Values of different losses do not compare."
+    if len(rows) > MANY_ROWS:
+        reading += " Point at a line for its name."
     return Figure("curves", "Training", reading, tuple(panels)) if panels else None
 
 
@@ -177,9 +225,9 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
         for name in paths if len(paths) <= TERMS else ():
             taken = {style.get(other) for other in paths}
             style.setdefault(name, next((dash for dash in DASHES if dash not in taken), DASHES[0]))
-    panels = []
+    panels, size = [], SMALL if len(found) <= MANY_ROWS else (3.1, 2.2)
     for row, paths in found:
-        with panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}") as (ax, done):
+        with panel(f"gaps-{row.key}", size, f"Sharpness gaps of {row.name}", row) as (ax, done):
             ax.axhline(0, color=MUTED, lw=0.8)
             if len(paths) <= TERMS:
                 for name, path in paths.items():
@@ -189,8 +237,9 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
                 means = np.stack([mean_of(path, axis=0) for path in paths.values()])  # [terms, epochs]
                 low, mid, high = np.nanpercentile(means, [10, 50, 90], axis=0)
                 x, label = np.arange(1, means.shape[1] + 1), f"median of {len(paths)} terms, 10–90 %"
-                ax.fill_between(x, low, high, color=colour(row, rows), alpha=0.2, lw=0)
-                ax.plot(x, mid, color=colour(row, rows), lw=1.6, label=label)
+                with mine(ax, row, f"{row.name}, {label}"):
+                    ax.fill_between(x, low, high, color=colour(row, rows), alpha=0.2, lw=0)
+                    ax.plot(x, mid, color=colour(row, rows), lw=1.6, label=label)
                 ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
             ax.set_title(row.name, loc="left", fontsize=9.5, color=INK)
             if shared:
@@ -203,7 +252,8 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
     silent = [row.name for row in rows if row not in [row for row, _ in found]]
     if silent:
         reading += f" No term was ever active for {', '.join(silent)}: nothing was displaced there."
-    return Figure("gaps", "Sharpness, term by term", reading, tuple(panels), legend=False)
+    columns = 0 if size == SMALL else 4
+    return Figure("gaps", "Sharpness, term by term", reading, tuple(panels), legend=False, columns=columns)
 
 
 # ---- details -----------------------------------------------------------------------------------------------
@@ -265,10 +315,11 @@ def _band(ax: "Axes", row: Row, rows: Sequence[Row], values: np.ndarray, *, dash
     kept = np.isfinite(values).any(axis=0)
     x, values = (np.arange(values.shape[1]) + 1)[kept], values[:, kept]
     ink = colour(row, rows)
-    if len(values) > 1:
-        ax.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=ink, alpha=0.16, lw=0)
-    mark = "o" if len(x) == 1 else ""
-    ax.plot(x, mean_of(values, axis=0), mark, ls=dash or dash_of(row, rows), color=ink, lw=1.6, ms=4, **line)
+    with mine(ax, row, line.get("label", "") and f"{row.name}, {line['label']}"):
+        if len(values) > 1:
+            ax.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=ink, alpha=0.16, lw=0)
+        mark = "o" if len(x) == 1 else ""
+        ax.plot(x, mean_of(values, axis=0), mark, ls=dash or dash_of(row, rows), color=ink, lw=1.6, ms=4, **line)
 
 
 def _borders(row: Row) -> list[int]:

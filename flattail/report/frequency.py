@@ -8,7 +8,7 @@ import numpy as np
 
 from .geometry_tables import number
 from .measured import Measured, amplification_error, random_error
-from .panels import INK, MARKERS, MUTED, SMALL, Figure, asinh_ticks, colour, dash_of, panel, plain_log
+from .panels import INK, MARKERS, MUTED, SMALL, Figure, asinh_ticks, colour, dash_of, mine, panel, plain_log
 from .tables import Row
 
 if TYPE_CHECKING:
@@ -145,15 +145,19 @@ def over_frequency(
             spread = np.nan_to_num(error)
             if ax.get_yscale() == "log":  # as a factor: an error above the value does not reach to nothing
                 spread = np.stack([value * spread / (value + spread), spread])
-            ax.errorbar(x, value, spread, fmt="none", ecolor=ink, elinewidth=0.9, alpha=0.6)
             empty = np.asarray(hollow.get(row.key, np.zeros(len(m.names), bool)))[at]
             style: dict[str, Any] = {"color": ink, "ms": 4.5 if few else 2.6, "mew": 1.1 if few else 0.6}
             mark = MARKERS[rows.index(row) % len(MARKERS)]
-            ax.plot(x, value, dash_of(row, rows), color=ink, lw=0.9, alpha=0.5)
-            ax.plot(x[~empty], value[~empty], mark, **style)
-            ax.plot(x[empty], value[empty], mark, mfc="none", **style)
+            with mine(ax, row):
+                ax.errorbar(x, value, spread, fmt="none", ecolor=ink, elinewidth=0.9, alpha=0.6)
+                ax.plot(x, value, dash_of(row, rows), color=ink, lw=0.9, alpha=0.5)
+            for which, face in ((~empty, ink), (empty, "none")):
+                told = [f"{row.name} · {m.shown[at[i]]} ({m.counts[at[i]]:.0f})" for i in np.flatnonzero(which)]
+                with mine(ax, row, told):
+                    ax.plot(x[which], value[which], mark, ls="", mfc=face, **style)
             if also:
-                ax.plot(x, np.asarray(also(m))[at], ":", color=ink, lw=1.3)
+                with mine(ax, row, f"{row.name}, predicted"):
+                    ax.plot(x, np.asarray(also(m))[at], ":", color=ink, lw=1.3)
         ax.set_xscale("log")
         plain_log(ax.xaxis)
         ax.set_xlabel("training images of the class")

@@ -157,7 +157,7 @@ def tail_against_head(m: Measured) -> Cell:
             texts.append(f"no clear difference of {what}")
         else:
             texts.append(less if change < 0 else more)
-    return Cell(*texts)
+    return Cell(texts[0], texts[1])
 
 
 def gaps(found: Sequence[tuple[Row, Measured]]) -> Table:

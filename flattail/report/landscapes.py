@@ -7,7 +7,7 @@ import numpy as np
 
 from .geometry_tables import number
 from .measured import Measured, directions
-from .panels import INK, TINY, Figure, colour, dash_of, panel
+from .panels import INK, TINY, Figure, colour, dash_of, mine, panel
 from .tables import Row
 
 Found = Sequence[tuple[Row, Measured]]
@@ -32,8 +32,9 @@ def lines(found: Found, rows: Sequence[Row]) -> list[Figure]:
                         ink = colour(row, rows)
                         spread = np.nan_to_num(sd[i])
                         low = np.maximum(mean[i] - spread, 0)
-                        ax.fill_between(ratio, low, mean[i] + spread, color=ink, alpha=0.18, lw=0)
-                        ax.plot(ratio, mean[i], dash_of(row, rows), color=ink, lw=1.5)
+                        with mine(ax, row):
+                            ax.fill_between(ratio, low, mean[i] + spread, color=ink, alpha=0.18, lw=0)
+                            ax.plot(ratio, mean[i], dash_of(row, rows), color=ink, lw=1.5)
                 ax.set_ylim(0, 1.05 * min(reached, 1.6 * top))
                 ax.set_xlim(0, max(float(ratio.max()) for _, _, ratio, _, _ in known))
                 ax.set_title(f"{_name(found, name)}, {reach}", loc="left", fontsize=9, color=INK)
@@ -71,7 +72,7 @@ def planes(found: Found, rows: Sequence[Row]) -> list[Figure]:
         through |= two
         key = f"plane-{row.key}-{name}"
         label = f"Loss of {name} on a plane, {row.name}"
-        with panel(key, (TINY[0], TINY[0] * 1.06), label) as (ax, done):
+        with panel(key, (TINY[0], TINY[0] * 1.06), label, row) as (ax, done):
             finite = np.nan_to_num(surface, nan=every.max(), posinf=every.max())
             shown = np.clip(finite, edges[1] / 2, edges[-2] * 2)
             inner = [edges[1] / 4, *bounds, edges[-2] * 4]

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..runs import Run, write_text
-from .estimates import Estimate
-from .figures import figures
+from .calibration import calibration
+from .classes import classes
+from .confusion import Confusion, confusions
+from .cost import bought, cost, duration, seconds
+from .differences import Change, changes
+from .estimates import Estimate, signed
+from .figures import MANY_CLASSES, MANY_ROWS, figures
 from .geometry import Part, geometry
-from .geometry_tables import Table
+from .geometry_tables import Table, number
 from .notes import headline, notes, warnings
 from .opened import opened
-from .panels import COLOURS, Figure
+from .panels import COLOURS, Figure, mean_of
+from .swaps import Swap, swaps
 from .tables import GROUPS, OTHERS, SHARES, Row, TermLine, by_data, summary, terms
 
 TEMPLATE = "page.html.j2"
@@ -24,9 +30,19 @@ TITLES = {
     "gmean": "G-mean",
     "ece": "ECE",
     "nll": "NLL",
+    "last epoch": "last epoch",
     "best on test": "best epoch on test",
 }
 LINES = 5  # a row with more terms shows their median
+MATRICES = 9  # confusion matrices that are not folded
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Accuracy of every class under every row, where rows are too many for bars."""
+
+    names: Sequence[str]  # the most frequent class first
+    lines: Sequence[tuple[Row, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +58,33 @@ class Section:
     warnings: Sequence[str]
     terms: Sequence[TermLine]
     figures: Sequence[Figure]
+    heat: Heat | None
+    swaps: Sequence[Swap]
+    confusions: Sequence[Confusion]
+    reliability: Sequence[Figure]
+    errors: Sequence[Table]
     opened: Sequence[Table]
     geometry: Sequence[Part]
+    bought: Sequence[Figure]
+    cost: Table
+    changes: Sequence[tuple[Row, Sequence[Change]]]
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Where the page leads to from the top of the section."""
+        there: dict[str, tuple[str, object]] = {
+            "figures": ("Figures", self.figures),
+            "flips": ("Flips", self.swaps),
+            "confusion": ("Confusion", self.confusions),
+            "calibration": ("Calibration", self.reliability),
+            "others": ("Other measures", True),
+            "terms": ("Terms", self.terms),
+            "open": ("Open set", self.opened),
+            "geometry": ("Loss geometry", self.geometry),
+            "cost": ("Cost", True),
+            "recipes": ("Recipes", self.changes),
+        }
+        return [(key, title) for key, (title, found) in there.items() if found]
 
 
 def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Path:
@@ -55,15 +96,19 @@ def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Pat
 
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters["mark"] = lambda row, rows: rows.index(row) % len(COLOURS)
-    rows = _rows(runs, baseline)
+    place: dict[str, int] = {}
+    page.filters["mark"] = lambda row, rows: place[row.key]
+    page.filters |= {"signed": signed, "brief": lambda p: number(p, 2), "short": _short}
+    rows = of_runs(runs, baseline)
     sections = [_section(data, found) for data, found in by_data(rows).items()]
+    place |= {row.key: i % len(COLOURS) for s in sections for i, row in enumerate(s.rows)}
     html = page.get_template(TEMPLATE).render(
         sections=sections,
         rows=rows,
         columns=SHARES,
         titles=TITLES,
-        colours=COLOURS,
+        crowd=MANY_ROWS,
+        few=MATRICES,
         made=[_made(row) for row in rows],
         runs=sum(row.n for row in rows),
         unfinished=sum(len(row.unfinished) for row in rows),
@@ -77,7 +122,7 @@ def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Pat
 def markdown(runs: Sequence[Run], *, baseline: str | None = None) -> str:
     """The summary as GitHub Markdown: a table for each data set, its footnotes below."""
     parts = []
-    for data, rows in by_data(_rows(runs, baseline)).items():
+    for data, rows in by_data(of_runs(runs, baseline)).items():
         heads = _heads(rows)
         compared, published = len(rows) > 1, any(row.expect for row in rows)
         titles = ["", *(heads[name] for name in SHARES), "n"]
@@ -98,19 +143,51 @@ def markdown(runs: Sequence[Run], *, baseline: str | None = None) -> str:
 # ---- details -----------------------------------------------------------------------------------------------
 
 
-def _rows(runs: Sequence[Run], baseline: str | None) -> list[Row]:
+def of_runs(runs: Sequence[Run], baseline: str | None) -> list[Row]:
+    """The summary; raises ValueError if there is no run, or none of the baseline's name."""
     if not runs:
         raise ValueError("no run to report on: give directories that hold runs, <recipe>/<seed>/recipe.yaml")
     return summary(runs, baseline=baseline)
 
 
 def _section(data: str, rows: Sequence[Row]) -> Section:
-    others = [name for name in (*OTHERS, "best on test") if any(name in row.columns for row in rows)]
-    lines = [line for row in rows for line in _lines(row)]
-    said = notes(rows), warnings(rows)
+    drawn, errors = calibration(rows)
     return Section(
-        data, rows, headline(rows), _heads(rows), others, *said, lines, figures(rows), opened(rows), geometry(rows)
+        data,
+        rows,
+        headline=headline(rows),
+        heads=_heads(rows),
+        others=[name for name in (*OTHERS, "last epoch", "best on test") if any(name in row.columns for row in rows)],
+        notes=notes(rows),
+        warnings=warnings(rows),
+        terms=[line for row in rows for line in _lines(row)],
+        figures=figures(rows),
+        heat=_heat([row for row in rows if row.runs]),
+        swaps=swaps(rows),
+        confusions=confusions(rows),
+        reliability=drawn,
+        errors=errors,
+        opened=opened(rows),
+        geometry=geometry(rows),
+        bought=bought(rows),
+        cost=cost(rows),
+        changes=[(row, found) for row in rows[1:] if (found := changes(row, rows[0]))],
     )
+
+
+def _heat(rows: Sequence[Row]) -> Heat | None:
+    if len(rows) <= MANY_ROWS or len((known := classes(rows[0].runs[0])).names) > MANY_CLASSES:
+        return None
+    lines = []
+    for row in rows:
+        found = np.array([run.scores["scores"]["per_class"] for run in row.runs if run.scores], dtype=float)
+        if found.shape[1] == len(known.names):
+            lines.append((row, mean_of(found, axis=0)[known.order].tolist()))
+    return Heat([known.names[c] for c in known.order], lines)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
 
 
 def _lines(row: Row) -> list[TermLine]:
@@ -133,7 +210,6 @@ def _heads(rows: Sequence[Row]) -> dict[str, str]:
 def _made(row: Row) -> dict[str, Any]:
     """How the numbers of a row were made: where, how long, by which command and recipe."""
     envs = [run.env for run in row.every]
-    seconds = [run.env.get("seconds") or sum(line["seconds"] for line in run.rows) for run in row.every]
     commands = dict.fromkeys(str(env["command"]) for env in envs if env.get("command"))
     seeds = ",".join(str(run.seed) for run in row.every)
     return {
@@ -141,8 +217,8 @@ def _made(row: Row) -> dict[str, Any]:
         "label": row.label,
         "key": row.key,
         "runs": [run.path.as_posix() for run in row.every],
-        "seconds": [_duration(s) for s in seconds],
-        "epoch": _duration(_per_epoch(row)),
+        "seconds": [duration(seconds(run)) for run in row.every],
+        "epoch": duration(_per_epoch(row)),
         "device": _joined(env.get("device") for env in envs),
         "dtype": _joined(env.get("dtype") for env in envs),
         "git": _joined(_git(env.get("git")) for env in envs),
@@ -165,15 +241,6 @@ def _git(said: Any) -> str | None:
 
 def _joined(values: Any) -> str:
     return "; ".join(dict.fromkeys(str(value) for value in values if value)) or "–"
-
-
-def _duration(seconds: float) -> str:
-    if seconds != seconds:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
 
 
 def _published(expect: Mapping[str, Any] | None) -> str:

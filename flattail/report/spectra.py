@@ -10,7 +10,7 @@ import numpy as np
 
 from .geometry_tables import number
 from .measured import Measured
-from .panels import GRID, INK, MUTED, TINY, Figure, asinh_ticks, colour, dash_of, panel
+from .panels import GRID, INK, MUTED, TINY, Figure, asinh_ticks, colour, dash_of, mine, panel
 from .tables import Row
 
 Found = Sequence[tuple[Row, Measured]]
@@ -42,7 +42,8 @@ def densities(found: Found, rows: Sequence[Row]) -> list[Figure]:
             ax.axvline(0, color=MUTED, lw=0.8)
             for row, _ in found:
                 if (values := drawn.get((row.key, name))) is not None:
-                    ax.plot(grid, np.maximum(values, FLOOR), dash_of(row, rows), color=colour(row, rows), lw=1.2)
+                    with mine(ax, row):
+                        ax.plot(grid, np.maximum(values, FLOOR), dash_of(row, rows), color=colour(row, rows), lw=1.2)
             ax.set_yscale("log")
             ax.set_ylim(FLOOR, 3 * top)
             ax.set_yticks([1e-6, 1e-3, 1], ["1e-6", "0.001", "1"])

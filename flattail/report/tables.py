@@ -62,8 +62,9 @@ class TermLine:
 def summary(runs: Sequence[Run], *, baseline: str | None = None) -> list[Row]:
     """One row per recipe, data set by data set, the baseline of each data set first.
 
-    The baseline is the row named (by its label or name); else the first one trained without any displacement;
-    else the first. Raises ValueError for a baseline that is not there, and for the same run given twice.
+    The baseline is the row named (by its label or name); else, of those trained without any displacement, the one
+    with unweighted cross-entropy whose recipe is nearest to all others, or the first; else the first of all. Raises
+    ValueError for a baseline that is not there, and for the same run given twice.
     """
     by_key: dict[str, list[Run]] = {}
     for run in runs:
@@ -152,8 +153,14 @@ def _column(runs: Sequence[Run], name: str) -> Estimate:
 
 
 def _best(runs: Sequence[Run]) -> dict[str, Estimate]:
+    """The best epoch on test beside the last one, where a run knows of both."""
     found = [best["all"] for run in runs if (best := (run.scores or {}).get("best_on_test"))]
-    return {"best on test": Estimate.of(100 * v for v in found)} if found else {}
+    chosen = [run for run in runs if (run.scores or {}).get("selection") == "best-on-test"]
+    logs = [[line["score"] for line in run.rows if line.get("score") is not None] for run in chosen]
+    best = [*found, *(max(log) for log in logs if log)]
+    last = [log[-1] for log in logs if log]
+    columns = {"best on test": best, "last epoch": last}
+    return {name: Estimate.of(100 * v for v in values) for name, values in columns.items() if values}
 
 
 def value(run: Run, name: str) -> float | None:
@@ -165,8 +172,18 @@ def value(run: Run, name: str) -> float | None:
 def _compared(rows: list[Row], baseline: str | None) -> list[Row]:
     named = [row for row in rows if baseline in (row.name, row.label)]
     plain = [row for row in rows if row.runs and not displaced(row)]
-    first = (named or plain or rows)[0]
+    leaves = {row.key: {*map(text, flat(row.every[0].recipe).items())} for row in rows}
+    ordinary = sorted(
+        (row for row in plain if _ordinary(row)),
+        key=lambda row: sum(len(leaves[row.key] ^ each) for each in leaves.values()),
+    )
+    first = (named or ordinary or plain or rows)[0]
     return [first, *(replace(row, differences=_differences(row, first)) for row in rows if row is not first)]
+
+
+def _ordinary(row: Row) -> bool:
+    losses = [stage.get("loss") for stage in row.every[0].recipe["stages"]]
+    return all(isinstance(each, Mapping) and each.get("name") == "ce" and not each.get("weights") for each in losses)
 
 
 def _differences(row: Row, base: Row) -> dict[str, Difference]:

@@ -52,6 +52,12 @@ def analyse():
     return write_analysis
 
 
+@pytest.fixture(scope="session")
+def written():
+    """What writes a run and an analysis, for a page that a whole module shares."""
+    return write, write_analysis
+
+
 METHODS = ("plain", "sam 0.1", "other")
 
 

@@ -200,7 +200,7 @@ def test_the_page_takes_up_every_analysis(rows, tmp_path):
     text = built(tmp_path)
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
-    assert not re.search(r"@import|https?:|<script|<link|url\((?!#)", text)
+    assert not re.search(r"@import|https?:|<link|url\((?!#)", text)
     for title in ("Loss geometry", *TITLES.values()):
         assert title in page.text
     for word in ("few against many", "vacuous", "Made with split train, loss ce, samples 60", "ce, class by class"):
@@ -289,7 +289,7 @@ def test_names_of_classes_and_recipes_are_escaped(make, analyse, tmp_path):
     for name in ALL:
         analyse(path, name)
     text = built(tmp_path)
-    assert "<script" not in text and "<b>" not in text and "&lt;b&gt;9&amp;$" in text
+    assert text.count("<script") == 1 and "<b>" not in text and "&lt;b&gt;9&amp;$" in text
 
 
 def test_the_same_runs_give_the_same_page(make, analyse, tmp_path):

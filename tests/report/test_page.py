@@ -69,7 +69,7 @@ def test_the_page_is_one_small_file_without_anything_outside(fifteen, tmp_path):
         assert name not in ("src", "srcset", "action"), (tag, name, value)
         if name.endswith("href"):
             assert value.startswith("#")
-    assert not re.search(r"@import|https?:|<script|<link|<iframe|url\((?!#)", text)
+    assert not re.search(r"@import|https?:|<link|<iframe|url\((?!#)", text)
     targets = set(re.findall(r"url\(#([^)]+)\)", text)) | {v[1:] for _, n, v in page.attributes if n == "href"}
     assert targets <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -103,7 +103,7 @@ def test_everything_that_a_user_wrote_is_escaped(make, tmp_path):
             expect={"accuracy": 1.0, "source": evil, "status": "paper-only"},
         )
     text = built(tmp_path)
-    assert "<script" not in text and "<i>" not in text and "<b>" not in text
+    assert text.count("<script") == 1 and "<i>" not in text and "<b>" not in text
     assert Page(text).text.count(evil) >= 8
 
 

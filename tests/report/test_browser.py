@@ -1,0 +1,182 @@
+"""The page in a real browser: no error, no request, sorting, hiding, pointing, phone, dark mode, paper."""
+
+import shutil
+
+import pytest
+
+from flattail import report, runs
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, written):
+    """A page on four recipes, one of which is unfinished, with an analysis."""
+    make, analyse = written
+    folder = tmp_path_factory.mktemp("page")
+    for seed in range(2):
+        plain = make(folder / "runs", "ce", seed)
+        make(folder / "runs", "sam", seed, tail=2.2, terms=["flat"])
+        make(folder / "runs", "drw", seed, tail=3.1, head=2.4, terms=["head", "tail"])
+    make(folder / "runs", "late", 0, done=4)
+    analyse(plain, "hessian")
+    return report.build(runs.find([folder / "runs"]), folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium, chromium-browser or google-chrome")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, place):
+    """The page, opened; whatever it says on the console or asks of a network fails the test."""
+    said, asked = [], []
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(place.as_uri())
+    yield page
+    page.close()
+    assert said == [] and asked == [place.as_uri()]
+
+
+def column(page, index, table="table.summary"):
+    return page.eval_on_selector_all(
+        f"{table} tbody tr", f"rows => rows.map(row => row.cells[{index}].innerText.trim())"
+    )
+
+
+def test_numbers_sort_as_numbers_and_what_is_unknown_comes_last(page):
+    before = column(page, 0)
+    head = page.locator("table.summary thead th").nth(4)
+    for direction, order in (("descending", True), ("ascending", False)):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        shown = column(page, 4)
+        assert shown[-1] == "–" and "±" in shown[0]
+        values = [float(text.split("±")[0]) for text in shown[:-1]]
+        assert values == sorted(values, reverse=order) and len(set(values)) == 3
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") is None and column(page, 0) == before
+
+
+def test_signs_names_and_durations_sort_too(page):
+    head = page.locator("table.summary thead th").nth(5)
+    head.locator("button").click()
+    shown = column(page, 5)
+    gains = [float(text.split()[0].replace("−", "-")) for text in shown if text[0] in "+−"]
+    assert len(gains) == 2 and gains == sorted(gains, reverse=True) and set(shown[2:]) == {"baseline", "–"}
+    page.locator("table.summary thead th").nth(0).locator("button").click()
+    names = [text.split()[0] for text in column(page, 0)]
+    assert names == sorted(names) and page.locator("th[aria-sort]").count() == 1
+    page.evaluate(
+        """() => { const words = ["50 s", "1 h 02 min", "1.5 min", "–"];
+        document.querySelectorAll("table.summary tbody tr").forEach((r, i) => {
+          r.cells[1].textContent = words[i]; r.cells[2].textContent = ["1.2e−4", "−3.5", "12,406", "7 ×"][i]; }); }"""
+    )
+    page.locator("table.summary thead th").nth(2).locator("button").click()
+    assert column(page, 2) == ["12,406", "7 ×", "1.2e−4", "−3.5"]
+    page.locator("table.summary thead th").nth(1).locator("button").click()
+    assert column(page, 1) == ["1 h 02 min", "1.5 min", "50 s", "–"]
+
+
+def test_a_hidden_method_is_gone_from_tables_and_figures(page, place):
+    key = next(row.key for row in report.summary(runs.find([place.parent / "runs"])) if row.label == "sam")
+    shown = f"[data-row='{key}']"
+    visible = "all => all.filter(e => e.getClientRects().length).length"
+    assert page.eval_on_selector_all(f"tr{shown}", visible) > 4
+    assert page.eval_on_selector_all(f"svg g{shown}[data-line]", visible) > 2
+    assert page.eval_on_selector_all(f"svg g{shown}[data-bar]", visible) >= 14
+    page.locator(f".legend button[data-toggle='{key}']").first.click()
+    for what in ("tr", "svg g", "svg", "div"):
+        assert page.eval_on_selector_all(f"{what}{shown}", visible) == 0
+    assert page.locator(f".legend button[data-toggle='{key}']").first.get_attribute("aria-pressed") == "false"
+    assert page.inner_text(".pick summary").endswith("3 of 4 shown")
+    page.click(".pick summary")
+    box = page.locator(f".pick input[data-toggle='{key}']")
+    assert not box.is_checked()
+    box.check()
+    assert page.eval_on_selector_all(f"tr{shown}", visible) > 4 and "all 4 shown" in page.inner_text(".pick summary")
+    page.click(".pick button[value=none]")
+    assert page.eval_on_selector_all("table.summary tbody tr", visible) == 0
+
+
+def test_pointing_tells_bars_lines_and_cells(page):
+    def tip_at(selector, share):
+        box = page.locator(selector).first
+        box.scroll_into_view_if_needed()
+        at = box.bounding_box()
+        page.mouse.move(at["x"] + share[0] * at["width"], at["y"] + share[1] * at["height"])
+        return page.inner_text(".tip") if page.locator(".tip").is_visible() else ""
+
+    assert tip_at("svg [data-bar^='ce · few'] path", (0.5, 0.5)).startswith("ce · few ")
+    assert tip_at(".matrix td.right[data-tip], .matrix td.right[title]", (0.5, 0.5)).startswith("0 called 0: ")
+    svg = page.locator("svg[aria-label='training loss']").first
+    svg.scroll_into_view_if_needed()
+    at = page.evaluate(
+        """() => { const svg = document.querySelector("svg[aria-label='training loss']");
+        const path = svg.querySelector("g[data-line] path").getAttribute("d"), box = svg.getBoundingClientRect();
+        const found = [...path.matchAll(/[ML] *(-?[\\d.]+)[ ,]+(-?[\\d.]+)/g)].map(m => [+m[1], +m[2]]);
+        const scale = box.width / svg.viewBox.baseVal.width, [x, y] = found[9];
+        return [box.left + scale * x, box.top + scale * y]; }"""
+    )
+    page.mouse.move(*at)
+    assert " · epoch 10 · training loss 0." in page.inner_text(".tip")
+    page.mouse.move(5, 5)
+    assert not page.locator(".tip").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 760, 1200])
+def test_no_screen_scrolls_sideways(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_mode_changes_page_and_drawings(page):
+    def colours():
+        return page.evaluate(
+            """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+            getComputedStyle(document.querySelector("svg text")).fill,
+            getComputedStyle(document.querySelector("svg [data-bar] path")).fill]"""
+        )
+
+    light = colours()
+    page.emulate_media(color_scheme="dark")
+    assert all(a != b for a, b in zip(light, colours(), strict=True))
+
+
+def test_paper_has_no_controls_and_light_colours(page):
+    page.emulate_media(media="print", color_scheme="dark")
+    assert not page.locator(".pick").is_visible() and not page.locator("nav").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#1c1d21"
+    folded = "document.querySelectorAll('details[data-paper]:not([open])').length"
+    assert page.evaluate(folded) > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 within its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 703
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) > 0
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_without_scripts_everything_is_there(browser, place):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(place.as_uri())
+    assert page.locator("table.summary tbody tr").count() == 4
+    assert not page.locator(".pick").first.is_visible() and page.locator("th button, .legend button").count() == 0
+    assert page.locator("svg g[data-bar] > title").count() > 20
+    page.close()
