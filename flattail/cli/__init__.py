@@ -1,4 +1,7 @@
-"""The command line: list · show · train · evaluate · import · analyse · report. Torch comes only when there is work."""
+"""The command line: list · show · train · sweep · evaluate · import · analyse · report · predict · export · data.
+
+Torch comes only when there is work.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from typing import Annotated
 import typer
 
 from .choosing import list_, show
+from .data import data
 from .judging import evaluate, import_
 from .looking import analyse, report
+from .sweeping import sweep
 from .training import train
+from .using import export, predict
 
 app = typer.Typer(
     name="flattail",
@@ -42,7 +48,11 @@ def start(
 app.command("list")(list_)
 app.command()(show)
 app.command()(train)
+app.command()(sweep)
 app.command()(evaluate)
 app.command("import")(import_)
 app.command()(analyse)
 app.command()(report)
+app.command()(predict)
+app.command()(export)
+app.add_typer(data, name="data")

@@ -20,13 +20,15 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a value: 
 
 
 @contextmanager
-def mistakes_told() -> Iterator[None]:
+def mistakes_told(*, again: str = "the same command with --resume goes on") -> Iterator[None]:
     """A user's mistake is one message and exit code 2, never a traceback; a run that was stopped says how to go on."""
     try:
         yield
     except SystemExit as stopped:
         if stopped.code in (130, 143):
-            typer.secho("flattail: stopped, with a checkpoint; the same command with --resume goes on", err=True)
+            typer.secho(f"flattail: stopped, with a checkpoint; {again}", err=True)
+        raise
+    except BrokenPipeError:  # whoever read the output has seen enough, which typer knows to end quietly
         raise
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         full = getattr(error, "errno", None) == 28
@@ -43,14 +45,14 @@ def unbroken() -> Console:
     return screen if screen.is_terminal else Console(width=LONG)
 
 
-def numbers(text: str) -> list[int]:
+def numbers(text: str, *, option: str = "--seeds") -> list[int]:
     """Seeds: `0`, `0-2`, `0,3,7`."""
     seeds: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"--seeds {text}: write 0, 0-2 or 0,3,7")
+            raise ValueError(f"{option} {text}: write 0, 0-2 or 0,3,7")
         if int(last or first) < int(first):
-            raise ValueError(f"--seeds {text}: {piece} runs backwards")
+            raise ValueError(f"{option} {text}: {piece} runs backwards")
         seeds += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(seeds))
