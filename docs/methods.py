@@ -1,0 +1,218 @@
+"""Writes what is known from the code into `docs/methods/*.md`: passes, fields, what was measured, BibTeX.
+
+python docs/methods.py   writes the blocks between the markers anew; the prose around them is by hand
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from scipy.stats import t
+from torch import nn
+
+from flattail import SAM, SharpnessAware, Split
+from flattail.catalogue import fields
+from flattail.runs import Run, find
+from flattail.sharp import METHODS, Method
+
+HERE = Path(__file__).parent
+PAGES = HERE / "methods"
+RESULTS = HERE.parent / "results"
+SOURCES: dict[str, Any] = yaml.safe_load((PAGES / "sources.yaml").read_text())
+BLOCK = re.compile(r"(<!-- docs/methods.py: (\w+) -->\n).*?(<!-- to here -->\n)", re.S)
+# passes that the defaults do not show: page -> (what it is, fields)
+VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "ccsam": [("`scope: all`, 10 classes in the batch", {"scope": "all"})],
+    "lpf-sgd": [("`draws: 8`", {"draws": 8})],
+    "model-perturbation": [("`draws: 3`", {"draws": 3})],
+    "pgd": [("`threshold: 1.0`", {"threshold": 1.0})],
+    "window": [("`start: 0.8`", {"start": 0.8})],
+}
+STEPS = 20
+ALIKE = (
+    "epochs",
+    "loss",
+    "sampler",
+    "optim",
+    "schedule",
+    "batch",
+    "augment",
+    "mix",
+    "init",
+    "train",
+    "carry",
+)  # of a stage
+GROUPS = ("many", "medium", "few", "all")
+
+
+def page(name: str) -> str:
+    """A method's page with its generated blocks as they should be."""
+    blocks = {"cost": cost, "fields": table_of_fields, "measured": measured, "bibtex": bibtex}
+    return BLOCK.sub(lambda m: f"{m[1]}\n{blocks[m[2]](name)}\n\n{m[3]}", (PAGES / f"{name}.md").read_text())
+
+
+# ---- passes ------------------------------------------------------------------------------------------------
+
+
+def made(name: str, given: dict[str, Any]) -> Method:
+    """A method with its defaults, SAM inside where one is needed."""
+    cls = METHODS[name]
+    inner = {"method": SAM()} if any(f.name == "method" for f in fields(cls)) else {}
+    return cls(**(inner | given))
+
+
+def passes(method: Method) -> list[tuple[int, int]]:
+    """(forwards, backwards) of every step of a small training of ten classes."""
+    torch.manual_seed(0)
+    net = Split(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 10))
+    flat = SharpnessAware(net, method, [5000 >> c for c in range(10)])
+    x, y, taken = torch.randn(40, 4), torch.arange(40) % 10, []
+    for step in range(STEPS):
+        flat.backward(lambda: F.cross_entropy(net(x), y, reduction="none"), y, step / STEPS, step=step)
+        assert flat.outcome is not None
+        taken.append((flat.outcome.forwards, flat.outcome.backwards))
+    return taken
+
+
+def said(taken: list[tuple[int, int]]) -> str:
+    """Passes a step, with the share of steps where there are several kinds."""
+    kinds = list(dict.fromkeys(taken))
+    if len(kinds) == 1:
+        return "{}F + {}B".format(*kinds[0])
+    parts = [f"{f}F + {b}B in {100 * taken.count((f, b)) / len(taken):.0f} %" for f, b in kinds]
+    forwards, backwards = (mean(each) for each in zip(*taken, strict=True))
+    return f"{', '.join(parts)} of the steps; on average {forwards:.3g}F + {backwards:.3g}B"
+
+
+def cost(name: str) -> str:
+    """The passes of the method's defaults and of what differs from them."""
+    rows = [("with its defaults", {}), *VARIANTS.get(name, [])]
+    lines = [f"| {what} | {said(passes(made(name, given)))} |" for what, given in rows]
+    return "\n".join(["| | passes a step |", "| --- | --- |", *lines])
+
+
+# ---- fields ------------------------------------------------------------------------------------------------
+
+
+def table_of_fields(name: str) -> str:
+    """The dataclass's fields: default, comment, source."""
+    found = fields(METHODS[name])
+    if not found:
+        return "None."
+    lines = ["| field | default | what it is | where the default comes from |", "| --- | --- | --- | --- |"]
+    for f in found:
+        shown = f"`{f.default}`" if f.default else "–"
+        lines.append(f"| `{f.name}` | {shown} | {cell(f.comment)} | {cell(SOURCES[name]['fields'][f.name])} |")
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """Text as it may stand in a table."""
+    return text.replace("|", "\\|")
+
+
+# ---- what was measured -------------------------------------------------------------------------------------
+
+
+@cache
+def kept() -> list[Run]:
+    """The finished runs under results/."""
+    return [run for run in find([RESULTS]) if run.recipe and run.scores]
+
+
+def accuracy(run: Run, group: str) -> float:
+    """In percent, of a group of classes or of all."""
+    assert run.scores is not None
+    scores = run.scores["scores"]
+    return 100 * (scores["balanced"] if group == "all" else scores["groups"][group])
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def names(method: Any) -> Iterator[str]:
+    """The name of a method in a recipe, and of one inside it."""
+    yield method["name"]
+    if "method" in method:
+        yield from names(method["method"])
+
+
+def plain(recipe: Mapping[str, Any]) -> str:
+    """What a recipe trains, whatever its methods: equal for a recipe and its plain partner."""
+    stages = [{k: s.get(k) for k in ALIKE} | {"start": s.get("start", {"name": "keep"})} for s in recipe["stages"]]
+    return json.dumps([recipe["data"], recipe["model"], stages], sort_keys=True, default=str)
+
+
+def only_in(recipe: Mapping[str, Any], name: str) -> bool:
+    """Whether a recipe uses the method, beside plain steps and what contains it."""
+    used = {each for stage in recipe["stages"] for each in names(stage["method"])}
+    return name in used and (name != "erm" or used == {"erm"})
+
+
+def measured(name: str) -> str:
+    """Every kept recipe with the method, and its difference to the same recipe with plain steps, seed by seed."""
+    by_label: dict[str, dict[int, Run]] = defaultdict(dict)
+    partners: dict[str, dict[int, Run]] = {}
+    for run in kept():
+        by_label[run.label][run.seed] = run
+    for seeds in by_label.values():
+        recipe = next(iter(seeds.values())).recipe
+        if only_in(recipe, "erm"):
+            partners.setdefault(plain(recipe), seeds)
+    lines = []
+    for label, seeds in sorted(by_label.items()):
+        recipe = next(iter(seeds.values())).recipe
+        if name == "erm" or not only_in(recipe, name):
+            continue
+        cells = [spread([accuracy(run, g) for run in seeds.values()]) for g in GROUPS]
+        partner = partners.get(plain(recipe), {})
+        pairs = [accuracy(seeds[s], "all") - accuracy(partner[s], "all") for s in seeds if s in partner]
+        lines.append(f"| {recipe['title']} (`{label}`) | {' | '.join(cells)} | {difference(pairs)} | {len(seeds)} |")
+    if not lines:
+        return "Nothing yet: [results](../../results/README.md) has no run of it."
+    head = [
+        "| recipe | many | medium | few | all | Δ all to the same with plain steps | n |",
+        f"| --- |{' ---: |' * 6}",
+    ]
+    note = (
+        "Accuracy in percent, mean ± sd over n seeds; Δ with half its 95 % t interval over common seeds, – where no\n"
+        "such run is kept. Protocols, and what they cannot say: [results](../../results/README.md)."
+    )
+    return "\n".join([*head, *lines, "", note])
+
+
+def difference(pairs: list[float]) -> str:
+    """The mean of paired differences, with half their interval where there are two."""
+    if not pairs:
+        return "–"
+    half = float(t.ppf(0.975, len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+    return (f"{mean(pairs):+.1f}" + (f" ± {half:.1f}" if half is not None else "")).replace("-", "−")
+
+
+# ---- BibTeX ------------------------------------------------------------------------------------------------
+
+
+def bibtex(name: str) -> str:
+    """The entries that the page cites."""
+    entries = {
+        m[1]: m[0] for m in re.finditer(r"@\w+\{(\w+),.*?^\}", (PAGES / "references.bib").read_text(), re.S | re.M)
+    }
+    cited = "\n\n".join(entries[key] for key in SOURCES[name]["cites"])
+    return f"```bibtex\n{cited}\n```"
+
+
+if __name__ == "__main__":
+    for method in METHODS:
+        (PAGES / f"{method}.md").write_text(page(method))
