@@ -1,9 +1,9 @@
-# Few words: demo · test · check (= lint types test) · format · recipes · bench
+# Few words: demo · test · check (= lint types test) · format · recipes · bench · docs
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check lint types format recipes bench
+.PHONY: demo test check lint types format recipes bench docs
 
 demo: .venv/ready
 	$(BIN)/flattail train recipes/digits-lt --seeds 0-2 --jobs $(JOBS) --device cpu --out runs --resume
@@ -29,7 +29,11 @@ recipes: .venv/ready
 	$(BIN)/python recipes/table.py
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/step.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo site/index.html
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flattail needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

@@ -118,23 +118,68 @@ class Bench:
 
     def parts(self) -> tuple[float, float, float]:
         """Seconds of a forward, a backward and an optimiser's step."""
-        times = [time.perf_counter()]
+        times = [time.process_time()]
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(self.x), self.y)
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         loss.backward()
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         self.optimizer.step()
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         forward, backward, rest = (b - a for a, b in pairwise(times))
         return forward, backward, rest
 
 
 def seconds(run: Callable[[], None]) -> float:
-    """Of one call."""
-    begun = time.perf_counter()
+    """Of one call, of the processor's time, which others on the machine hardly change."""
+    begun = time.process_time()
     run()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
+
+
+Ratio = tuple[Case, float, tuple[float, float], float]  # median and quartiles of its ratio to a plain step, its bound
+
+
+def rows(*, classes: int = 100, batch: int = 128, rounds: int = 15, only: str = "") -> tuple[list[Ratio], list[str]]:
+    """Every case whose name contains `only`, beside what was found of the parts of a plain step."""
+    counts = torch.tensor([int(500 * 0.01 ** (j / (classes - 1))) for j in range(classes)])
+    generator = torch.Generator().manual_seed(0)
+    y = torch.multinomial(counts.float(), batch, True, generator=generator)
+    x = torch.randn(batch, 3, 32, 32, generator=generator)
+    chosen = [case for case in cases(float((counts < 100)[y].float().mean())) if only in case.name]
+    benches = {norm: Bench(norm, x, y, counts) for norm in dict.fromkeys(case.norm for case in chosen)}
+    steps = {case.name: benches[case.norm].step(case) for case in chosen}
+    taken: dict[str, list[float]] = {name: [] for name in [*steps, *benches, "data"]}
+    parts: dict[str, list[tuple[float, float, float]]] = {norm: [] for norm in benches}
+
+    images = torch.randint(0, 256, (10847, 3, 32, 32), dtype=torch.uint8)
+    half = Tensors(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3)
+    draw = Draw(torch.arange(batch), torch.arange(batch))
+    for i in range(rounds + 2):
+        for norm, bench in benches.items():
+            parts[norm].append(bench.parts())
+            taken[norm].append(seconds(bench.plain))
+        for name, step in steps.items():
+            taken[name].append(seconds(step))
+        taken["data"].append(seconds(lambda: list(half.batches([draw], augment=(Crop(), Flip())))))
+        if i == 1:  # warmed up
+            taken, parts = {name: [] for name in taken}, {norm: [] for norm in parts}
+
+    said, found = [], []
+    for norm in benches:
+        f, b, rest = (statistics.median(p) for p in zip(*parts[norm], strict=True))
+        share = statistics.median(d / p for d, p in zip(taken["data"], taken[norm], strict=True))
+        said.append(
+            f"{norm} norm: forward {1e3 * f:.0f} ms, backward {1e3 * b:.0f} ms, optimiser {1e3 * rest:.1f} ms; "
+            f"data (crop, flip, normalise) {100 * share:.1f} % of a plain step"
+        )
+    for case in chosen:
+        f, b, rest = (statistics.median(p) for p in zip(*parts[case.norm], strict=True))
+        bound = (case.forwards * f + case.backwards * b + rest) / (f + b + rest)
+        ratios = sorted(t / p for t, p in zip(taken[case.name], taken[case.norm], strict=True))
+        quartiles = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        found.append((case, statistics.median(ratios), quartiles, bound))
+    return found, said
 
 
 def main() -> None:
@@ -142,49 +187,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; a row is their median")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--only", default="", help="rows whose names contain this")
     args = parser.parse_args()
-
-    counts = torch.tensor([int(500 * 0.01 ** (j / 99)) for j in range(100)])
-    generator = torch.Generator().manual_seed(0)
-    y = torch.multinomial(counts.float(), args.batch, True, generator=generator)
-    x = torch.randn(args.batch, 3, 32, 32, generator=generator)
-    tail = float((counts < 100)[y].float().mean())
-    benches = {norm: Bench(norm, x, y, counts) for norm in ("batch", "group")}
-    rows = cases(tail)
-    steps = {case.name: benches[case.norm].step(case) for case in rows}
-    taken: dict[str, list[float]] = {name: [] for name in [*steps, "plain batch", "plain group", "data"]}
-    parts: dict[str, list[tuple[float, float, float]]] = {norm: [] for norm in benches}
-
-    images = torch.randint(0, 256, (10847, 3, 32, 32), dtype=torch.uint8)
-    half = Tensors(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3)
-    draw = Draw(torch.arange(args.batch), torch.arange(args.batch))
-    for i in range(args.rounds + 2):
-        for norm, bench in benches.items():
-            parts[norm].append(bench.parts())
-            taken[f"plain {norm}"].append(seconds(bench.plain))
-        for name, step in steps.items():
-            taken[name].append(seconds(step))
-        taken["data"].append(seconds(lambda: list(half.batches([draw], augment=(Crop(), Flip())))))
-        if i == 1:  # warmed up
-            taken, parts = {name: [] for name in taken}, {norm: [] for norm in parts}
-
-    threads = torch.get_num_threads()
-    print(f"ResNet-32, batch {args.batch}, 100 classes, {threads} CPU threads, torch {torch.__version__}")
-    for norm in benches:
-        f, b, rest = (statistics.median(p) for p in zip(*parts[norm], strict=True))
-        print(f"{norm} norm: forward {1e3 * f:.0f} ms, backward {1e3 * b:.0f} ms, optimiser {1e3 * rest:.1f} ms")
-    share = statistics.median(d / p for d, p in zip(taken["data"], taken["plain batch"], strict=True))
-    print(f"data (crop, flip, normalise): {100 * share:.1f} % of a plain step\n")
+    torch.set_num_threads(1)
+    found, said = rows(classes=args.classes, batch=args.batch, rounds=args.rounds, only=args.only)
+    print(f"ResNet-32, batch {args.batch}, {args.classes} classes, one CPU thread, torch {torch.__version__}")
+    print(*said, sep="\n", end="\n\n")
     print("| step | passes | bound | measured | spread | measured / bound |\n| --- | --- | --- | --- | --- | --- |")
-    for case in rows:
-        plain = taken[f"plain {case.norm}"]
-        f, b, rest = (statistics.median(p) for p in zip(*parts[case.norm], strict=True))
-        bound = (case.forwards * f + case.backwards * b + rest) / (f + b + rest)
-        ratios = sorted(t / p for t, p in zip(taken[case.name], plain, strict=True))
-        middle = statistics.median(ratios)
-        spread = f"{ratios[len(ratios) // 4]:.2f}…{ratios[-1 - len(ratios) // 4]:.2f}"
+    for case, middle, (low, high), bound in found:
         passes = f"{case.forwards:.3g}F + {case.backwards:.3g}B"
-        print(f"| {case.name} | {passes} | {bound:.2f} | {middle:.2f} | {spread} | {middle / bound:.3f} |")
+        print(f"| {case.name} | {passes} | {bound:.2f} | {middle:.2f} | {low:.2f}…{high:.2f} | {middle / bound:.3f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Keeps what is small of finished runs under `results/`, and writes from it the tables of `results/README.md` and docs.
+"""Keeps what is small of finished runs under `results/`, and writes from it every table and figure of results.
 
 python results/collect.py RUNS...   adds runs;   python results/collect.py   writes the tables anew
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -17,17 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import t
+import yaml
 from torch import nn
 
 from flattail import SharpnessAware, Split
-from flattail.recipe import built
+from flattail.recipe import built, from_tree, signed
 from flattail.report import markdown
 from flattail.report.tables import by_data, summary, terms
-from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json
+from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json, write_text
 from flattail.sharp import Method
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from longer import accuracy, by_row, change, figure, long_table, paired, spread, title  # noqa: E402
+
 KEPT = (RECIPE, LOG, SCORES, ENV)
 HESSIAN = "hessian.json"  # the numbers of analysis/hessian.npz, one per class or group
 ROWS = ("ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ccsam")
@@ -43,7 +48,8 @@ BARS = (
     "correction for so many rows. Ahead and behind are those whose interval leaves out zero; the others cannot be told "
     "from CE by these runs."
 )
-PAGE = HERE.parent / "docs" / "analysis.md"
+PAGE, README = HERE.parent / "docs" / "analysis.md", HERE.parent / "README.md"
+FIGURE = HERE / "cifar10-lt-16px.svg"
 BEGIN, END = "<!-- results/collect.py writes from here -->\n", "<!-- to here -->\n"
 
 
@@ -55,6 +61,7 @@ def keep(folders: list[Path]) -> None:
             there.mkdir(parents=True, exist_ok=True)
             for name in filter(lambda name: (run.path / name).exists(), KEPT):  # a start alone leaves no log
                 shutil.copy(run.path / name, there / name)
+            write_text(there / RECIPE, signed(from_tree(yaml.safe_load(run.text))))  # as the present version spells it
             if (found := run.path / "analysis" / "hessian.npz").exists():
                 with np.load(found) as file:
                     wanted = ("name", *(f"{k}{s}" for k in ENDS for s in ("", "_samples")))
@@ -67,17 +74,30 @@ def page() -> str:
     """The tables of everything that is kept, and what their terms did."""
     runs = find([HERE])
     long = [run for run in runs if not run.label.startswith(QUICK)]
-    lines = [(HERE / "about.md").read_text().rstrip(), "", markdown(long).replace("### ", "## ").rstrip(), ""]
-    lines += side_by_side([run for run in runs if run.label.startswith(QUICK)])
-    for data, rows in by_data(summary(long)).items():
-        lines += [f"## What the terms did: {data}", "", "| | term | ‖e‖/‖w‖ | gap, last epoch | active |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
-        for row in rows:
+    rows, small = by_row(runs), [run for run in runs if run.label.startswith("digits")]
+    said = [(HERE / "about.md").read_text().rstrip(), "", *long_table(rows)]
+    said += [f"![Accuracy of many, medium and few, row by row]({FIGURE.name})", ""] if rows else []
+    said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
+    said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
+    for data, each in by_data(summary(long)).items():
+        said += [f"## What the terms did: {data}", "", "| | term | ‖e‖/‖w‖ | gap, last epoch | active |"]
+        said += ["| --- | --- | --- | --- | --- |"]
+        for row in each:
             for line in terms(row):
                 active = f"{100 * line.active:.0f} %"
-                lines.append(f"| {row.name} | {line.term} | {line.radius:.3g} | {line.gap} | {active} |")
-        lines.append("")
-    return "\n".join([*lines, *cost(long), ""])
+                said.append(f"| {row.name} | {line.term} | {line.radius:.3g} | {line.gap} | {active} |")
+        said.append("")
+    return "\n".join([*said, *cost(long), ""])
+
+
+def front() -> str:
+    """The project's README with its table of results written anew: the rows that have two seeds or more."""
+    rows = {name: seeds for name, seeds in by_row(find([HERE])).items() if len(seeds) > 1}
+    table = ["| CIFAR-10-LT, 16 px, 100 epochs | many | medium | few | all | seeds |", "| --- |" + " ---: |" * 5]
+    for seeds in rows.values():
+        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in ("many", "medium", "few", "all")]
+        table.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
+    return between(README.read_text(), "\n".join(table))
 
 
 def side_by_side(runs: list[Run]) -> list[str]:
@@ -101,19 +121,14 @@ def side_by_side(runs: list[Run]) -> list[str]:
     for label, seeds in table.items():
         first = next(iter(seeds.values()))
         assert first.recipe is not None
-        cells = [
-            percent([accuracy(run, group) for run in seeds.values()]) for group in ("many", "medium", "few", "all")
-        ]
-        pairs = [accuracy(run, "all") - accuracy(plain[s], "all") for s, run in seeds.items() if s in plain]
+        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in ("many", "medium", "few", "all")]
         name = f"{first.recipe['title']} ({Path(label).name})" + (" ²" if label.startswith(f"{QUICK}-2/") else "")
-        delta = "–"
-        if label != f"{QUICK}/ce" and len(pairs) > 1:
-            half = float(t.ppf(0.975, len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5
-            delta = f"{mean(pairs):+.1f} ± {half:.1f}".replace("-", "−")
-            (ahead if mean(pairs) > half else behind if mean(pairs) < -half else []).append(first.recipe["title"])
+        found = paired(seeds, plain, "all") if seeds is not plain else None
+        if found is not None and found[1] is not None and abs(found[0]) > found[1]:
+            (ahead if found[0] > 0 else behind).append(first.recipe["title"])
         took = mean(run.env["seconds"] for run in seeds.values() if run.env)
         said = ", ".join(dict.fromkeys(passes(stage) for stage in first.recipe["stages"]))
-        lines.append(f"| {name} | {' | '.join(cells)} | {delta} | {len(seeds)} | {said} | {took:.0f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {change(found)} | {len(seeds)} | {said} | {took:.0f} |")
     said_of = [
         f"{where}: {', '.join(names) or 'nobody'}." for where, names in (("Ahead of CE", ahead), ("Behind it", behind))
     ]
@@ -125,18 +140,6 @@ def side_by_side(runs: list[Run]) -> list[str]:
         " ".join(said_of),
         "",
     ]
-
-
-def accuracy(run: Run, group: str) -> float:
-    """In percent."""
-    assert run.scores is not None
-    scores = run.scores["scores"]
-    return 100 * (scores["balanced"] if group == "all" else scores["groups"][group])
-
-
-def percent(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def cost(runs: list[Run]) -> list[str]:
@@ -195,7 +198,7 @@ def spectra() -> str:
     for number, said in SAID.items():
         lines += [f"**{said}**", "", f"| | n | {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(names) + 1)}"]
         for label in shown:
-            cells = [spread(*both_of(found[label], number, name)) for name in names]
+            cells = [shown_as(*both_of(found[label], number, name)) for name in names]
             lines.append(f"| {titles[label]} | {len(found[label])} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -209,7 +212,7 @@ def both_of(seeds: list[dict[str, Any]], number: str, name: str) -> tuple[float,
     return mean(values), bar
 
 
-def spread(value: float, bar: float) -> str:
+def shown_as(value: float, bar: float) -> str:
     """Both with as many digits as the value's size asks for."""
     digits = next((d for d, least in enumerate((100, 10, 1)) if abs(value) >= least), 3)
     return f"{value:.{digits}f} ± {bar:.{digits}f}".replace("-", "−")
@@ -217,8 +220,13 @@ def spread(value: float, bar: float) -> str:
 
 def docs() -> str:
     """The docs page with its tables written anew."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    return before + BEGIN + "\n" + spectra() + "\n" + END + rest.partition(END)[2]
+    return between(PAGE.read_text(), spectra())
+
+
+def between(page: str, text: str) -> str:
+    """A page with what stands between the markers replaced."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
@@ -227,3 +235,5 @@ if __name__ == "__main__":
     keep(parser.parse_args().runs)
     (HERE / "README.md").write_text(page())
     PAGE.write_text(docs())
+    README.write_text(front())
+    figure(by_row(find([HERE])), FIGURE)

@@ -1,14 +1,47 @@
-"""The tables of measured results say what the kept runs say."""
+"""The tables and figures of measured results say what the kept runs say."""
 
 import importlib.util
+import re
+import sys
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parent.parent / "results"
 
 
-def test_the_pages_are_made_from_the_runs_beside_it():
+@pytest.fixture(scope="module")
+def collect():
     spec = importlib.util.spec_from_file_location("collect", HERE / "collect.py")
-    collect = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(collect)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(HERE))
+
+
+def test_the_pages_are_made_from_the_runs_beside_it(collect):
     assert (HERE / "README.md").read_text() == collect.page()
     assert collect.PAGE.read_text() == collect.docs()
+    assert collect.README.read_text() == collect.front()
+
+
+def test_the_figure_is_made_from_the_runs_beside_it(collect, tmp_path):
+    """Where its dots are, whatever version of Matplotlib draws them."""
+    collect.figure(collect.by_row(collect.find([HERE])), tmp_path / "again.svg")
+    places = [re.findall(r'<use .*?x="([\d.]+)" y="([\d.]+)"', path.read_text())
+              for path in (collect.FIGURE, tmp_path / "again.svg")]  # fmt: skip
+    assert places[0] and [tuple(map(float, p)) for p in places[0]] == [
+        pytest.approx(tuple(map(float, p)), abs=0.5) for p in places[1]
+    ]
+
+
+def test_a_difference_is_that_of_seeds_in_common(collect):
+    def run(value):
+        return type("Run", (), {"scores": {"scores": {"balanced": value, "groups": {}}}})()
+
+    ours, theirs = {0: run(0.5), 1: run(0.6), 2: run(0.9)}, {0: run(0.4), 1: run(0.4)}
+    middle, half, n = collect.paired(ours, theirs, "all")
+    assert (round(middle, 9), n) == (15.0, 2)
+    assert half == pytest.approx(12.7062047364 * 5.0)  # t of one degree of freedom, sd of 10 and 20 over √2
+    assert collect.change((middle, half, n)) == "+15.0 ± 63.5" and collect.change((-20.0, 1.0, 3)) == "**−20.0 ± 1.0**"
+    assert collect.paired({0: run(0.5)}, {1: run(0.5)}, "all") is None

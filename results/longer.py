@@ -1,0 +1,148 @@
+"""The protocol of a hundred epochs: its table, what SAM adds to each scheme, and the figure of both."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from flattail.recipe import read, shipped
+from flattail.runs import Run
+
+LONG = "cifar10-lt-16px"  # whose rows, and those of its second stages, stand in one table
+GROUPS = ("many", "medium", "few", "all")
+ORDER = (
+    "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "vs", "vs-sam", "imbsam", "ssesam", "ccsam",
+    "ccsam-2", "ccsam-strong", "focalsam", "ce-mixup", "mislas", "gcl", "crt", "ccsam-crt",
+)  # fmt: skip
+PAPERS = "cifar10-lt-100"  # the folder of the recipes whose published numbers stand beside ours
+THEIRS = {  # our row -> the recipe there, where its name differs
+    "ccsam": "ccsam-stage1", "ccsam-2": "ccsam", "imbsam": "r34-ce-imbsam", "ssesam": "r34-ce-ssesam",
+}  # fmt: skip
+SEEDS = (
+    "Mean ± sample sd over n seeds, percent. Δ: mean paired difference over common seeds with its 95 % t interval, "
+    "which takes two seeds; in bold where it leaves out zero, without correction for many rows."
+)
+
+
+def by_row(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+    """The runs of the protocol: name of the row -> seed -> run, in the order of the table."""
+    found: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        folder, _, name = run.label.rpartition("/")
+        if folder in (LONG, f"{LONG}-2"):
+            found[name][run.seed] = run
+    return {
+        name: found[name] for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    }
+
+
+def accuracy(run: Run, group: str) -> float:
+    """In percent."""
+    assert run.scores is not None
+    scores = run.scores["scores"]
+    return 100 * (scores["balanced"] if group == "all" else scores["groups"][group])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; – for nothing."""
+    if not values:
+        return "–"
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def paired(ours: dict[int, Run], theirs: dict[int, Run], group: str) -> tuple[float, float | None, int] | None:
+    """Mean difference over common seeds, half its 95 % t interval (None for one seed), and how many seeds."""
+    pairs = [accuracy(run, group) - accuracy(theirs[seed], group) for seed, run in ours.items() if seed in theirs]
+    if not pairs:
+        return None
+    n = len(pairs)
+    return mean(pairs), float(t.ppf(0.975, n - 1)) * stdev(pairs) / n**0.5 if n > 1 else None, n
+
+
+def change(found: tuple[float, float | None, int] | None) -> str:
+    """A difference as a cell."""
+    if found is None:
+        return "–"
+    middle, half, _ = found
+    text = f"{middle:+.1f}" + ("" if half is None else f" ± {half:.1f}")
+    return (f"**{text}**" if half is not None and abs(middle) > half else text).replace("-", "−")
+
+
+def published(name: str) -> str:
+    """The number that the paper gives for its own protocol, with its source."""
+    path = shipped() / PAPERS / f"{THEIRS.get(name, name)}.yaml"
+    expect = read(path).expect if path.exists() else None
+    return f"{expect.accuracy:g} ({expect.source})" if expect is not None and expect.accuracy is not None else "–"
+
+
+def title(seeds: dict[int, Run]) -> str:
+    """Of a row."""
+    return str(next(iter(seeds.values())).recipe["title"])
+
+
+def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
+    """The table of all rows, and that of pairs."""
+    if "ce" not in rows:
+        return []
+    best: dict[str, list[float]] = {
+        name: [100 * r.scores["best_on_test"]["all"] for r in seeds.values() if r.scores and "best_on_test" in r.scores]
+        for name, seeds in rows.items()
+    }
+    heads = [*GROUPS, "best epoch on test", "n", "Δ all to CE", "published, 200 epochs at 32 px"]
+    out = [
+        f"## {LONG}: a hundred epochs", "", f"| | {' | '.join(heads)} |",
+        f"| --- |{' ---: |' * (len(heads) - 1)} --- |",
+    ]  # fmt: skip
+    for name, seeds in rows.items():
+        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
+        delta = "" if name == "ce" else change(paired(seeds, rows["ce"], "all"))
+        said = [spread(best[name]), str(len(seeds)), delta, published(name)]
+        out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells, *said])} |")
+    out += [
+        "", f"{SEEDS} All: the mean over classes, last epoch. Best epoch on test: what choosing by the test set would "
+        "have reported, of the runs that were watched; never ours.", "", "**What SAM adds**", "",
+        f"| with SAM, to the same without | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}",
+    ]  # fmt: skip
+    for name, seeds in rows.items():
+        if name.endswith("-sam") and (plain := rows.get(name.removesuffix("-sam"))):
+            found = [paired(seeds, plain, group) for group in GROUPS]
+            n = found[0][2] if found[0] else 0
+            out.append(f"| {title(seeds)} | {' | '.join(map(change, found))} | {n} |")
+    return [*out, ""]
+
+
+def figure(rows: dict[str, dict[int, Run]], path: Path) -> None:
+    """Accuracy of many, medium and few for every row, a dot for each mean and a bar for the sd over seeds."""
+    with mpl.rc_context({"svg.hashsalt": "flattail", "svg.fonttype": "none", "font.size": 9}):
+        drawing = Figure(figsize=(6.5, 0.3 * len(rows) + 0.9), layout="constrained")
+        ax = drawing.add_subplot()
+        marks: dict[str, Any] = {"many": ("#5b8ff9", "o"), "medium": ("#a0a0a0", "s"), "few": ("#e8684a", "D")}
+        for place, seeds in enumerate(rows.values()):
+            for group, (colour, mark) in marks.items():
+                values = [accuracy(run, group) for run in seeds.values()]
+                bar = stdev(values) if len(values) > 1 else 0
+                ax.errorbar(mean(values), place, xerr=bar, fmt=mark, color=colour, ms=4, lw=1.2)
+        for group, (colour, mark) in marks.items():
+            ax.plot([], [], mark, color=colour, ms=4, label=f"{group} ({size(rows, group)} classes)")
+        ax.set_yticks(range(len(rows)), [f"{title(seeds)}  n = {len(seeds)}" for seeds in rows.values()])
+        ax.invert_yaxis()
+        ax.set_xlabel("test accuracy, percent")
+        ax.grid(axis="x", alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+        drawing.legend(loc="outside upper center", ncols=3, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def size(rows: dict[str, dict[int, Run]], group: str) -> int:
+    """How many classes a group has."""
+    (run, *_) = next(iter(rows.values())).values()
+    assert run.scores is not None
+    return int(run.scores["scores"]["sizes"][group])
