@@ -19,6 +19,7 @@ HOMES = {
     "flattail.stage": ["Stage"],
     "flattail.train": ["fit"],
     "flattail.scores": ["evaluate", "Scores"],
+    "flattail.export": ["load_export"],
 }  # fmt: skip
 NAMES = {name: home for home, names in HOMES.items() for name in names}
 

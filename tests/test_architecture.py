@@ -47,7 +47,7 @@ MAY: dict[str, set[str]] = {
     "probe": {"torch", "batches", "closures", "data", "devices", "rebuilt", "recipe", "stage", "starts"},
     "experiment": {
         "torch", "accelerate", "safetensors", "rebuilt", "recipe", "runs", "scores", "train", "stage", "starts",
-        "sharp", "data", "flattail",
+        "sharp", "data", "checkpoint", "devices", "flattail",
     },
     "examine": {
         "torch", "accelerate", "numpy", "yaml", "analysis", "experiment", "recipe", "runs", "data", "losses", "sharp",
@@ -55,12 +55,27 @@ MAY: dict[str, set[str]] = {
     "worlds": {
         "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "stage", "data",
     },
+    "classifier": {"torch", "data", "rebuilt", "recipe", "runs", "worlds"},
+    "predict": {"torch", "classifier", "data", "devices", "priors"},
+    "export": {
+        "torch", "safetensors", "yaml", "jinja2", "onnx", "onnxruntime", "onnxscript", "classifier", "data", "models",
+        "rebuilt", "recipe", "runs", "starts",
+    },
     "imported": {"torch", "safetensors", "recipe", "runs", "experiment", "models", "stage", "starts", "train"},
     "catalogue": {"yaml", "recipe", "sharp", "data", "stage"},
+    "advice": {
+        "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches", "closures",
+        "data", "devices", "losses", "models", "optim", "rebuilt", "recipe", "sharp", "stage", "starts",
+    },
     "jobs": {"torch", "rich", "recipe", "experiment", "runs", "checkpoint"},
+    "sweep": {
+        "torch", "rich", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs", "rebuilt",
+        "recipe", "report", "runs", "scores", "train",
+    },
     "cli": {
         "typer", "rich", "catalogue", "recipe", "rebuilt", "probe", "experiment", "jobs", "examine", "imported",
-        "worlds", "report", "runs", "flattail",
+        "worlds", "report", "runs", "classifier", "predict", "export", "data", "flattail", "sweep",
+        "advice", "devices",
     },
     "__main__": {"cli"},
     "flattail": set(),  # flattail/__init__.py imports nothing: its names come on first use

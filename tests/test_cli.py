@@ -18,11 +18,50 @@ from flattail.cli.options import numbers
 VERBS = {
     "list": ({"kind"}, {"--help"}),
     "show": ({"recipe"}, {"--set", "--root", "--help"}),
-    "train": ({"recipes"}, {"--set", "--seeds", "--jobs", "--out", "--device", "--root", "--resume", "--help"}),
+    "train": (
+        {"recipes"},
+        {
+            "--data",
+            "--minutes",
+            "--pretrained",
+            "--set",
+            "--seeds",
+            "--jobs",
+            "--out",
+            "--device",
+            "--root",
+            "--resume",
+            "--watch",
+            "--help",
+        },
+    ),
+    "sweep": (
+        {"recipe"},
+        {
+            "--over",
+            "--trials",
+            "--seeds",
+            "--validation",
+            "--score",
+            "--jobs",
+            "--final-seeds",
+            "--set",
+            "--out",
+            "--device",
+            "--root",
+            "--help",
+        },
+    ),
     "evaluate": ({"run"}, {"--views", "--open", "--threshold", "--prior", "--root", "--device", "--help"}),
     "import": ({"checkpoint"}, {"--recipe", "--out", "--set", "--class-map", "--root", "--device", "--help"}),
     "analyse": ({"run", "what"}, {"--set", "--split", "--loss", "--root", "--device", "--help"}),
-    "report": ({"runs"}, {"--out", "--quiet", "--help"}),
+    "report": ({"runs"}, {"--out", "--baseline", "--quiet", "--help"}),
+    "data": (set(), {"--help"}),  # check and prepare: tests/data/test_checked.py
+    "predict": (
+        {"run", "images"},
+        {"--out", "--top", "--probabilities", "--prior", "--workers", "--root", "--device", "--help"},
+    ),
+    "export": ({"run"}, {"--out", "--format", "--root", "--help"}),
 }
 
 
@@ -209,6 +248,12 @@ def test_a_table_from_a_folder_and_a_file_and_the_report_of_it(place):
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
     assert asked("report", "out/table/ce/0", "--out", "one.html")
     assert asked("report", "out", "--quiet") == f"report: {place / 'report.html'}\n"
+    text = asked("report", "out", "--quiet", "--out", "t.csv", "--out", "p/t.tex", "--baseline", "table/sam")
+    assert text == f"report: {place / 't.csv'}\nreport: {place / 'p/t.tex'}\n"
+    assert (place / "t.csv").read_text().splitlines()[1].startswith("table/sam,sam,0,")
+    message = refused("report", "out", "--quiet", "--out", "x.csv", "--out", "x.pdf")
+    assert "x.pdf: a report ends in .html, .md, .csv, .tex" in message and not (place / "x.csv").exists()
+    assert "no run is named 'nobody'" in refused("report", "out", "--quiet", "--baseline", "nobody")
 
 
 def test_the_table_has_the_paired_difference_and_says_who_is_ahead(place):
@@ -331,7 +376,7 @@ TRAIN = ("train", "r.yaml", "--out", "out", "--device", "cpu", "--root", ".")
         ((*TRAIN[:-2], "--device", "gpu"), "choose cpu, cuda, cuda:1 or mps"),
         (("train", "empty", "--out", "out"), "empty: the folder holds no recipe"),
         (("train", "a/same/r.yaml", "b/same/r.yaml", "--out", "out"), "the same folder and name"),
-        (("train",), "Missing argument"),
+        (("train",), "nothing to train: give a recipe"),
         (("trian",), "No such command"),
         (("list", "method"), "there is no list of 'method'; did you mean methods?"),
         (("list", "zzz"), "choose one of keys, data, models, "),
@@ -385,7 +430,7 @@ def test_an_unfinished_run_says_how_to_go_on_and_goes_on(place):
     message = refused("train", "mine/r.yaml", "--out", "out", "--device", "cpu")
     assert "holds an unfinished run: add --resume to go on with it, or remove the folder" in message
     assert "already holds another recipe" in refused(
-        "train", "mine/r.yaml", "--out", "out", "--set", "title=x", "--resume"
+        "train", "mine/r.yaml", "--out", "out", "--set", "stages.0.epochs=7", "--resume"
     )
     asked("train", "mine/r.yaml", "--out", "out", "--device", "cpu", "--resume")
     assert (folder / "scores.json").exists()

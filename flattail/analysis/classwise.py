@@ -84,12 +84,12 @@ class ClassHessian:
         return joined(part_by_part(list(members), look, done=done or {}, on_part=on_part))
 
     def operator(self, subject: Subject, samples: Samples, member: Tensor) -> Hessian:
-        """The Hessian of the mean loss of some classes."""
+        """The Hessian of the mean loss of some classes: `member` is `[C]` bool."""
         pieces = samples.batches(samples.weights(member), self.micro)
         return Hessian(subject.losses, pieces, subject.weights, micro=self.micro, model=subject.model)
 
     def part(self, subject: Subject, samples: Samples, member: Tensor, progress: Any) -> Arrays:
-        """Everything about one class or group."""
+        """Everything about one class or group: `member` is `[C]` bool, the classes that it has."""
         begun, own = time.monotonic(), int(member[samples.y].sum())
         subsets = self.subsets if own > 1 else 0
         most, spent = (self.probes + subsets) * self.steps, 0

@@ -90,7 +90,7 @@ class ClassRadius:
         return joined(part_by_part(list(members), look, done=done or {}, on_part=on_part))
 
     def part(self, subject: Subject, samples: Samples, member: Tensor, scopes: Mapping[str, list[int]]) -> Arrays:
-        """One class."""
+        """One class: `member` is `[C]` bool, the class alone."""
         a, n = samples.weights(member), int(subject.counts.cpu()[member].sum())
         mine = (a != 0).nonzero().squeeze(1)
         own = Samples(samples.x[mine], samples.y[mine], samples.rows[mine], samples.total)
