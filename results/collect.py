@@ -31,10 +31,10 @@ from flattail.sharp import Method
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from longer import accuracy, by_row, change, figure, long_table, paired, spread, title  # noqa: E402
+from longer import LONG, accuracy, by_row, change, figure, long_table, paired, spread, title  # noqa: E402
+from swept import HESSIAN, LINES, around_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
-HESSIAN = "hessian.json"  # the numbers of analysis/hessian.npz, one per class or group
 ROWS = ("ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ccsam")
 QUICK = "cifar10-lt-quick"  # whose rows, and those of its second stages, stand in one table
 SAID = {"lambda_min": "λ_min", "lambda_max": "λ_max", "trace": "trace", "ratio": "|λ_min/λ_max|"}
@@ -49,15 +49,15 @@ BARS = (
     "from CE by these runs."
 )
 PAGE, README = HERE.parent / "docs" / "analysis.md", HERE.parent / "README.md"
-FIGURE = HERE / "cifar10-lt-16px.svg"
+FIGURE, AROUND = HERE / "cifar10-lt-16px.svg", HERE / "cifar10-lt-16px-around.svg"
 BEGIN, END = "<!-- results/collect.py writes from here -->\n", "<!-- to here -->\n"
 
 
-def keep(folders: list[Path]) -> None:
-    """Copy the small files of finished runs."""
+def keep(folders: list[Path], label: str | None) -> None:
+    """Copy the small files of finished runs, and the numbers of their analyses."""
     for run in find(folders):
         if run.finished:
-            there = HERE / run.label / str(run.seed)
+            there = HERE / (label or run.label) / str(run.seed)
             there.mkdir(parents=True, exist_ok=True)
             for name in filter(lambda name: (run.path / name).exists(), KEPT):  # a start alone leaves no log
                 shutil.copy(run.path / name, there / name)
@@ -68,6 +68,12 @@ def keep(folders: list[Path]) -> None:
                     plain = {k: file[k].tolist() for k in wanted if k in file.files}
                     plain["converged"] = bool(file["converged"].all())
                 write_json(there / HESSIAN, plain)
+            if (found := run.path / "analysis" / "landscape.npz").exists():
+                with np.load(found) as file:
+                    whole = file["name"].tolist().index("all")
+                    ends = {"ratio": ..., "mean": whole, "sd": whole}
+                    scales = {s: {k: file[f"{s}_{k}"][i].tolist() for k, i in ends.items()} for s in ("near", "far")}
+                write_json(there / LINES, scales)
 
 
 def page() -> str:
@@ -77,6 +83,7 @@ def page() -> str:
     rows, small = by_row(runs), [run for run in runs if run.label.startswith("digits")]
     said = [(HERE / "about.md").read_text().rstrip(), "", *long_table(rows)]
     said += [f"![Accuracy of many, medium and few, row by row]({FIGURE.name})", ""] if rows else []
+    said += [*swept_lines(runs), *around_lines(runs, AROUND.name)]
     said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
     said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
     for data, each in by_data(summary(long)).items():
@@ -183,7 +190,7 @@ def spectra() -> str:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     titles, counts = {}, list[int]()
     for run in find([HERE]):
-        if (path := run.path / HESSIAN).exists() and run.scores is not None:
+        if (path := run.path / HESSIAN).exists() and run.scores is not None and run.label.startswith(f"{LONG}/"):
             found[run.label].append(json.loads(path.read_text()))
             titles[run.label] = (run.recipe or {}).get("title") or run.label
             counts = run.scores["counts"]
@@ -232,8 +239,12 @@ def between(page: str, text: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path)
-    keep(parser.parse_args().runs)
+    parser.add_argument("--label", help="keep them under this name, e.g. cifar10-lt-16px-rho/0.2")
+    asked = parser.parse_args()
+    keep(asked.runs, asked.label)
     (HERE / "README.md").write_text(page())
     PAGE.write_text(docs())
     README.write_text(front())
     figure(by_row(find([HERE])), FIGURE)
+    draw_swept(find([HERE]), HERE)
+    draw_around(find([HERE]), AROUND)

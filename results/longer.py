@@ -16,6 +16,7 @@ from flattail.recipe import read, shipped
 from flattail.runs import Run
 
 LONG = "cifar10-lt-16px"  # whose rows, and those of its second stages, stand in one table
+STYLE = {"svg.hashsalt": "flattail", "svg.fonttype": "none", "font.size": 9}
 GROUPS = ("many", "medium", "few", "all")
 ORDER = (
     "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "vs", "vs-sam", "imbsam", "ssesam", "ccsam",
@@ -120,7 +121,7 @@ def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
 
 def figure(rows: dict[str, dict[int, Run]], path: Path) -> None:
     """Accuracy of many, medium and few for every row, a dot for each mean and a bar for the sd over seeds."""
-    with mpl.rc_context({"svg.hashsalt": "flattail", "svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(6.5, 0.3 * len(rows) + 0.9), layout="constrained")
         ax = drawing.add_subplot()
         marks: dict[str, Any] = {"many": ("#5b8ff9", "o"), "medium": ("#a0a0a0", "s"), "few": ("#e8684a", "D")}
@@ -137,8 +138,13 @@ def figure(rows: dict[str, dict[int, Run]], path: Path) -> None:
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
         drawing.legend(loc="outside upper center", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(path, metadata={"Date": None, "Creator": None})
+        save(drawing, path)
+
+
+def save(drawing: Figure, path: Path) -> None:
+    """As SVG, the same bytes each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def size(rows: dict[str, dict[int, Run]], group: str) -> int:
