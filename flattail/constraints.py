@@ -61,8 +61,13 @@ class MaxNorm:
         """Plain."""
 
     def begin(self, model: nn.Module) -> dict[str, Tensor]:
-        """The radius."""
-        lengths = self.rows(model).norm(dim=1)
+        """The radius. ValueError for a classifier that the stage does not train, and so must not change."""
+        if not self.rows(model).requires_grad:
+            raise ValueError(
+                "constraint: max-norm shortens the classifier's weights, and this stage does not train them: "
+                "train them (`train: head`), or leave the constraint out"
+            )
+        lengths = self.rows(model).detach().norm(dim=1)
         low, high = lengths.min(), lengths.max()
         radius = low + self.share * (high - low) if self.radius is None else torch.full_like(low, self.radius)
         return {"radius": radius}
@@ -89,7 +94,7 @@ class MaxNorm:
                 f"constraint: max-norm bounds the weights of a linear head, and this is a {type(core).__name__}, "
                 "in which lengths say nothing or are not to be found"
             )
-        return core.weight.detach()
+        return core.weight
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .batches import batches_from, epoch_batches
-from .closures import plain
+from .closures import mixed, plain
 from .data import LongTail
 from .devices import accelerated
 from .rebuilt import begun_from, build
@@ -51,7 +51,8 @@ def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
         rows = epoch_batches(data.train, stage, seed, progress)[:1]
         batch = next(batches_from(data.train, stage, rows, seed, 0, accelerator, 0))
         flat = sharpness_aware(model, stage, data)
-        losses, labels, hard = plain(model, stage.loss, data.counts, batch)
+        how, twice = (model, stage.loss, data.counts, batch), stage.method.where == "weights"
+        losses, labels, hard = mixed(*how, stage.mix, seed, twice=twice) if stage.mix else plain(*how)
         model.zero_grad()
         flat.backward(losses, labels, progress, step=0, hard=hard)
         out = flat.outcome

@@ -61,6 +61,13 @@ def test_a_cosine_head_is_refused():
         MaxNorm().begin(Split(nn.Flatten(), Cosine(4, 3)))
 
 
+def test_a_classifier_that_is_not_trained_is_not_shortened():
+    model = Split(nn.Linear(36, 4), nn.Linear(4, 3))
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="this stage does not train them"):
+        MaxNorm().begin(model)
+
+
 # -- spectral norm -----------------------------------------------------------------------------------------------
 
 
