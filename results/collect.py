@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from collections import defaultdict
 from functools import cache
@@ -248,3 +249,5 @@ if __name__ == "__main__":
     figure(by_row(find([HERE])), FIGURE)
     draw_swept(find([HERE]), HERE)
     draw_around(find([HERE]), AROUND)
+    for script in ("recipes/table.py", "docs/methods.py"):  # they quote what was measured
+        subprocess.run([sys.executable, str(HERE.parent / script)], check=True)

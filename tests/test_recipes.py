@@ -27,7 +27,7 @@ from flattail.data.samplers import Balanced
 from flattail.losses import LDAM, LOSSES
 from flattail.models import ResNet8, ResNet34Cifar
 from flattail.optim import Constant, Cosine
-from flattail.recipe import Recipe, from_tree, read, to_tree, write
+from flattail.recipe import Expect, Recipe, from_tree, read, to_tree, write
 from flattail.sharp import ASAM, ERM, METHODS, SAM, SSESAM, FocalSAM, ImbSAM, Window
 from flattail.stage import Stage, freeze
 from flattail.starts import STARTS
@@ -127,7 +127,8 @@ def test_titles_are_unique_within_a_folder():
 
 
 def test_expected_figures_are_those_listed_with_a_source():
-    published = importlib.import_module("rows.shipped").PUBLISHED
+    rows = importlib.import_module("rows.shipped")
+    published = rows.PUBLISHED
     assert published.keys() <= set(PATHS)
     for path in PATHS:
         expect = recipe(path).expect
@@ -135,7 +136,17 @@ def test_expected_figures_are_those_listed_with_a_source():
             assert (expect.accuracy, expect.source) == published[path]
             assert expect.source and expect.status == "paper-only"
         else:
-            assert expect is None
+            assert expect == rows.measured(path)
+
+
+def test_what_is_called_measured_is_the_mean_of_the_kept_runs(tmp_path, monkeypatch):
+    rows = importlib.import_module("rows.shipped")
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    for seed, value in enumerate((0.5, 0.6, 0.731)):
+        (tmp_path / "a/b" / str(seed)).mkdir(parents=True)
+        (tmp_path / "a/b" / str(seed) / "scores.json").write_text(f'{{"scores": {{"balanced": {value}}}}}')
+        assert (rows.measured("a/b") is None) == (seed < 2)
+    assert rows.measured("a/b") == Expect(61.0, "results/README.md, mean of 3 seeds", "measured")
 
 
 # -- the protocols: closed forms of METHODS 1, 3 and 6, by epoch (0-based) -----------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from flattail.data import CIFAR10LT, CIFAR100LT
@@ -26,7 +29,8 @@ class Shipped:
     def text(self) -> str:
         """The YAML file."""
         command = f"flattail train recipes/{self.path}.yaml"
-        return f"# {self.about}\n# {command}\n{write(self.recipe, defaults=False)}"
+        recipe = replace(self.recipe, expect=self.recipe.expect or measured(self.path))
+        return f"# {self.about}\n# {command}\n{write(recipe, defaults=False)}"
 
 
 # -- data: imbalance 200, 100 and 50, and steps ----------------------------------------------------------------
@@ -58,6 +62,7 @@ def ten(where: str) -> bool:
 # -- published figures: percent over all classes ---------------------------------------------------
 
 README = "README of Saddle-LongTail"
+RESULTS = Path(__file__).parents[2] / "results"
 TABLE_1 = "CC-SAM (CVPR 2023), table 1"
 TABLE_3 = "CC-SAM (CVPR 2023), table 3"
 SSE_README = "README of SSE-SAM, table for CIFAR-100-LT"
@@ -106,3 +111,12 @@ PUBLISHED: dict[str, tuple[float, str]] = {
 def expected(path: str) -> Expect | None:
     """What is published for a recipe, if anything is."""
     return Expect(*PUBLISHED[path], status="paper-only") if path in PUBLISHED else None
+
+
+def measured(path: str) -> Expect | None:
+    """What we have measured of a recipe as it stands, with three seeds or more."""
+    kept = sorted((RESULTS / path).glob("*/scores.json"))
+    if len(kept) < 3:
+        return None
+    found = [100 * json.loads(file.read_text())["scores"]["balanced"] for file in kept]
+    return Expect(round(mean(found), 1), f"results/README.md, mean of {len(kept)} seeds", status="measured")
