@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: demo test check lint types format recipes bench docs
 
-demo: .venv/ready
+demo: .venv/base
 	$(BIN)/flattail train recipes/digits-lt --seeds 0-2 --jobs $(JOBS) --device cpu --out runs --resume
 	@$(BIN)/flattail report runs/digits-lt --out runs/digits-lt.html --quiet
 
@@ -33,11 +33,16 @@ bench: .venv/ready
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo site/index.html
+	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
 
-.venv/ready: pyproject.toml
+.venv/base: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flattail needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "an environment in .venv, with torch: several minutes, and up to 7 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/ready: .venv/base
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

@@ -39,7 +39,12 @@ class Classifier:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, ch, H, W], as the run was judged by, not scaled."""
-        return (self.model(x) + self.model(x.flip(-1))) / 2 if self.flip else self.model(x)
+        return viewed(self.model, x, flip=self.flip)
+
+
+def viewed(model: nn.Module, x: Tensor, *, flip: bool) -> Tensor:
+    """Logits [B, C] of normalised images [B, ch, H, W]; with `flip` averaged over them and their mirrors."""
+    return (model(x) + model(x.flip(-1))) / 2 if flip else model(x)
 
 
 class Sizes(NamedTuple):

@@ -42,6 +42,7 @@ def plain(net: nn.Module, loss: Loss, counts: Tensor, batch: Batch) -> Objective
     """
 
     def losses(rows: Tensor | slice = slice(None)) -> tuple[Any, Tensor]:
+        rows = rows.to(batch.x.device, non_blocking=True) if isinstance(rows, Tensor) else rows
         logits, more = answered(net, loss, batch.x[rows])
         y = batch.y[rows]
         return loss(logits, y, counts, **more), logits.detach().argmax(1) == y
@@ -61,7 +62,7 @@ def mixed(net: nn.Module, loss: Loss, counts: Tensor, batch: Batch, mix: Mix, ke
     A loss that draws noise draws it for either label apart.
     """
     x, order, shares = mix(batch.x, batch.labels, counts, key)
-    first, second = batch.y, batch.y[order.to(batch.y.device)]
+    first, second = batch.y, batch.y[order.to(batch.y.device, non_blocking=True)]
     ours, theirs = (s.to(first.device, non_blocking=True) for s in (shares, 1 - shares))
 
     def sides() -> tuple[Weighted, Weighted, Tensor]:
@@ -84,7 +85,7 @@ def mixed(net: nn.Module, loss: Loss, counts: Tensor, batch: Batch, mix: Mix, ke
         return loss(logits, first, counts, **more)
 
     def hard_twice() -> Weighted:
-        own, there = with_masses(hard()), order.to(first.device)
+        own, there = with_masses(hard()), order.to(first.device, non_blocking=True)
         return Weighted(*(torch.cat([t, t[there]]) for t in own))  # second labels are the partners' first
 
     if twice:

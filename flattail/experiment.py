@@ -79,15 +79,12 @@ def run(
     folder = Path(out) / label / str(seed)
     text = signed(recipe)
     workers = workers_here() if workers is None else workers
-    if (folder / runs.RECIPE).exists():
-        runs.create(out, label, seed, recipe=text)
+    refuse_taken(recipe, out=out, label=label, seed=seed, resume=resume)
     if (folder / runs.SCORES).exists():
         return folder
     accelerator = accelerated(device, recipe.precision, **tracked(recipe.tracker, folder))
     if accelerator.is_main_process:
         runs.refuse_held(folder)
-    if folder.exists() and not resume and any((folder / f).exists() for f in (runs.LOG, CHECKPOINT)):
-        raise ValueError(f"{folder} holds an unfinished run: add --resume to go on with it, or remove the folder")
     data = load(recipe, root, seed)
     init, begun_at = recipe.stages[0].init, dict[str, Any]()
     if init is None:
@@ -106,14 +103,10 @@ def run(
             return folder
         start_tracker(recipe, accelerator, label, seed)
 
-        first = True
+        append = runs.appender(folder)
 
         def keep(row: dict[str, Any]) -> None:
-            nonlocal first
-            if first:
-                runs.truncate_log(folder, row["epoch"])
-            first = False
-            runs.append_row(folder, row)
+            append(row)
             on_epoch(row)
 
         judged_half = data.val if recipe.protocol.selection == "best-on-val" else data.test
@@ -158,6 +151,17 @@ def run(
         store(folder, model, outcome, logits, y, env)
         remove(folder / CHECKPOINT)
         return folder
+
+
+def refuse_taken(recipe: Recipe, *, out: Path, label: str, seed: int, resume: bool) -> None:
+    """Raise ValueError where the run directory holds another recipe, or an unfinished run that is not to go on."""
+    folder = Path(out) / label / str(seed)
+    if (folder / runs.RECIPE).exists():
+        runs.create(out, label, seed, recipe=signed(recipe))
+    begun = any((folder / f).exists() for f in (runs.LOG, CHECKPOINT))
+    if begun and not resume and not (folder / runs.SCORES).exists():
+        runs.refuse_held(folder)
+        raise ValueError(f"{folder} holds an unfinished run: add --resume to go on with it, or remove the folder")
 
 
 def judged(

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import runs
 from .checkpoint import Interrupted, Place, stopping
-from .experiment import run
+from .experiment import refuse_taken, run
 from .recipe import Recipe, from_tree, to_tree
 
 PATIENCE = 60.0  # seconds that an orphan has for its last step and checkpoint
@@ -61,16 +61,15 @@ def run_all(
 
     With several jobs a failing run does not stop the others; its message is raised at the end.
 
-    Raises ConnectionError where another process that shares the steps has ended.
+    Raises ValueError, before anything is trained, where a run directory is taken (`refuse_taken`), and ConnectionError
+    where another process that shares the steps has ended.
     """
     todo = [Job(label, seed, recipe) for seed in seeds for label, recipe in recipes.items()]
     how = {"out": out, "device": device, "root": root, "resume": resume, "watch": watch}
     main = int(os.environ.get("RANK", "0")) == 0
-    columns = (
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=not main) as progress:
+    for job in todo:
+        refuse_taken(job.recipe, out=out, label=job.label, seed=job.seed, resume=resume)
+    with bar(disable=not main) as progress:
         task = progress.add_task("epochs of all runs", total=sum(j.epochs for j in todo), said="")
         work = one_by_one if jobs == 1 else some_at_a_time
         try:
@@ -88,6 +87,15 @@ def run_all(
     if dist.is_initialized():
         dist.destroy_process_group()  # its threads may abort a process that ends with them running
     return folders if main else []
+
+
+def bar(*, disable: bool = False) -> Progress:
+    """What is done of all there is, and, in the field `said`, what is being done; on the error output."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), disable=disable)
 
 
 def one_by_one(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Progress, task: Any) -> list[Path]:
@@ -117,7 +125,8 @@ def some_at_a_time(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress
         while waiting or running:
             while waiting and len(running) < jobs:
                 job = waiting.pop(0)
-                running[job.name] = start(to_tree(job.recipe), threads, {"seed": job.seed, "label": job.label, **how})
+                told = {"seed": job.seed, "label": job.label, **how}
+                running[job.name] = start(run_tree, to_tree(job.recipe), threads=threads, **told)
             wait([w.process.sentinel for w in running.values()], timeout=0.5)
             if stop.signal:
                 for worker in running.values():
@@ -137,19 +146,22 @@ def some_at_a_time(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress
 
 
 class Worker(NamedTuple):
-    """A process that does one run, and where it says what went wrong."""
+    """A process that trains, and where it says what went wrong."""
 
     process: BaseProcess
     said: Connection
 
 
-def start(tree: Any, threads: int, how: dict[str, Any]) -> Worker:
-    """Begin a run in a process of its own, forked from one that has imported torch already where there is fork."""
+def start(target: Callable[..., None], *what: Any, **how: Any) -> Worker:
+    """Begin a function in a process of its own, forked from one that has imported torch already where there is fork.
+
+    It is called with `what`, with `how`, and with `tell`, the end of a pipe for what went wrong.
+    """
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(kind)
-    context.set_forkserver_preload(["flattail.experiment"])
+    context.set_forkserver_preload([target.__module__])
     said, tell = context.Pipe(duplex=False)
-    process = context.Process(target=run_tree, args=(tree, threads, tell), kwargs=how)
+    process = context.Process(target=target, args=what, kwargs={"tell": tell, **how})
     process.start()
     tell.close()
     return Worker(process, said)
@@ -163,7 +175,7 @@ def heard(said: Connection) -> str | None:
         return None
 
 
-def run_tree(tree: Any, threads: int, tell: Connection, **how: Any) -> None:
+def run_tree(tree: Any, *, threads: int, tell: Connection, **how: Any) -> None:
     """A run from a recipe that travelled as plain values; the user's mistakes are told, others are tracebacks."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

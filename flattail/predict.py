@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .classifier import Classifier
 from .data.halves import normalised
+from .data.loading import workers_here
 from .data.pictures import read
 from .devices import accelerated
 from .priors import corrected, prior
@@ -90,8 +91,7 @@ def predict(
 
 def processes(files: int) -> int:
     """How many processes read so many files: one per core, but none where starting them takes longer than reading."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if files < 4 * BATCH else min(cores, 16)
+    return 0 if files < 4 * BATCH else workers_here()
 
 
 # ---- as tables ---------------------------------------------------------------------------------------------

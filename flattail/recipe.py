@@ -121,10 +121,10 @@ TABLES: dict[Any, dict[str, Any]] = {
     Radius: RADII,
 }
 NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
-MOVED = {  # fields of earlier versions, and what is written now
+MOVED = {  # fields that are not, or no longer, where they are looked for, and what to write
     "Stage.mixup": "write `mix: {name: mixup, alpha: ...}` with the number that stood there, or nothing where it was 0",
     "Timm.pretrained": "write `weights: timm` where it was true, or nothing",
-}
+} | {f"Recipe.{f.name}": f"it belongs to a stage: stages.0.{f.name}" for f in dataclasses.fields(Stage)}
 
 
 WORDS = ("title", "notes", "expect", "tracker")  # what a recipe says beside what it does
@@ -152,8 +152,11 @@ def read(source: Path | str, sets: typing.Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
-    if not sets:
-        return recipe
+    return changed(recipe, sets) if sets else recipe
+
+
+def changed(recipe: Recipe, sets: typing.Iterable[str]) -> Recipe:
+    """The recipe with `a.b=c` replaced for each of `sets`. RecipeError, naming the place, where that cannot be."""
     tree = to_tree(recipe)
     for assignment in sets:
         tree = replaced(tree, assignment)
@@ -412,8 +415,10 @@ def found(names: typing.Iterable[str]) -> list[Path]:
             options += [shipped() / name.removeprefix("recipes/")]
         path = next((p for p in options if p.exists()), None)
         if path is None:
+            beside = [str(p) for p in Path(name).parent.glob("*.yaml")]
+            near = difflib.get_close_matches(name, beside, 1, 0.6)
             known = [label(p) for p in sorted(shipped().rglob("*.yaml"))]
-            near = difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.3)
+            near += difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.3)
             remedy = f"did you mean {near[0]}?" if near else "`flattail list recipes` names those there are"
             raise RecipeError(f"{name}: no such recipe; {remedy}")
         inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]

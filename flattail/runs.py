@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +83,13 @@ def create(out: Path, label: str, seed: int, *, recipe: str) -> Path:
     """Make, or open again, the run directory `out/label/seed` of a recipe's text; return its path.
 
     Raises ValueError if the directory already holds another recipe: one of another identity, where both texts begin
-    with theirs.
+    with theirs. A directory in which nothing has come of its recipe takes the new one.
     """
     run = Path(out) / label / str(seed)
     run.mkdir(parents=True, exist_ok=True)
     path = run / RECIPE
-    if not path.exists():
+    alone = {entry.name for entry in run.iterdir()} <= {RECIPE}
+    if not path.exists() or (alone and not _same(path, recipe)):
         write_text(path, recipe)
     elif not _same(path, recipe):
         raise ValueError(f"{run} already holds another recipe: choose another --out, or delete the directory")
@@ -105,6 +106,20 @@ def append_row(run: Path, row: Mapping[str, Any]) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def appender(run: Path) -> Callable[[Mapping[str, Any]], None]:
+    """What appends rows to `log.jsonl`; before the first, the rows of its epoch and of later ones are cut off."""
+    first = True
+
+    def append(row: Mapping[str, Any]) -> None:
+        nonlocal first
+        if first:
+            truncate_log(run, row["epoch"])
+        first = False
+        append_row(run, row)
+
+    return append
 
 
 def truncate_log(run: Path, epochs: int) -> list[dict[str, Any]]:

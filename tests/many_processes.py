@@ -1,22 +1,19 @@
-"""Run by torchrun on P processes: every method and kind of stage through `fit`, its weights written to be compared.
+"""Every method and kind of stage through `fit` on four gloo processes and on two, its weights written to be compared.
 
-`torchrun --nproc_per_node 4 many_processes.py FOLDER` does so on all four and then on two, which saves a launch: rank 0
-writes 4.pt and 2.pt, and that all ranks hold the same weights is seen to here. Imported, it says what the cases are,
-and runs them on one process.
+`python many_processes.py FOLDER`: rank 0 writes 4.pt and 2.pt; that all hold the same weights is seen to here.
+Imported, it says what the cases are, and runs them on one process.
 """
 
 import os
 import signal
 import sys
-import traceback
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from cases import COUNTS, EVERY
+from forked import forked
 from small import net, tail
 from torch import nn
 
@@ -124,6 +121,14 @@ def ended(case, accelerator):
     return model.state_dict(), rows
 
 
+def with_batchnorm(accelerator, micro=1):
+    """A model after epochs in which a process, or a micro-batch, normalises by what it sees alone."""
+    model = net(norm=nn.BatchNorm1d, classes=len(COUNTS)).double()
+    stage = step(2, method=SAM(0.1), drop_last=True, micro=micro)
+    fit(model, images("batchnorm"), [stage], accelerator=accelerator)
+    return model
+
+
 def on_one_process():
     """Every case in this process."""
     accelerator = accelerated("cpu", "fp32")
@@ -131,11 +136,7 @@ def on_one_process():
 
 
 def on_processes(folder, world, rank):
-    """Every case on the first `world` of the processes that torchrun began; rank 0 writes what came of it."""
-    PartialState._reset_state()
-    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    where = f"file://{folder / f'meeting-{world}'}"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world, timeout=timedelta(seconds=100))
+    """Every case on this process and the others; rank 0 writes what came of it."""
     accelerator = accelerated("cpu", "fp32")
     assert accelerator.num_processes == dist.get_world_size() == world
     found = {}
@@ -145,8 +146,8 @@ def on_processes(folder, world, rank):
         first = mine.clone()
         dist.broadcast(first, 0)
         assert torch.equal(mine, first), f"{case}: rank {rank} ends with other weights than rank 0"
-    model = net(norm=nn.BatchNorm1d, classes=len(COUNTS)).double()
-    fit(model, images("batchnorm"), [step(2, method=SAM(0.1), drop_last=True)], accelerator=accelerator)
+    model = with_batchnorm(accelerator)
+    found["batchnorm"] = {n: p.detach() for n, p in model.named_parameters()}
     statistics = torch.cat([model.backbone[2].running_mean, model.backbone[2].running_var])
     every = accelerator.gather(statistics[None])
     assert (every == every[0]).all() and len(every) == world, "rank 0's are saved, and every rank is judged by its own"
@@ -154,16 +155,8 @@ def on_processes(folder, world, rank):
         assert resumed(case, accelerator, folder / f"{case}-{world}.pt", stop=True) is None
     if rank == 0:
         torch.save({"world": dist.get_world_size(), "found": found}, folder / f"{world}.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, launched = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    try:
-        for world in range(launched, 1, -2):
-            if rank < world:
-                on_processes(Path(sys.argv[1]), world, rank)
-    except BaseException:
-        print(f"[{rank}] {traceback.format_exc()}", flush=True)
-        os._exit(1)
+    for world in (4, 2):
+        forked(world, partial(on_processes, Path(sys.argv[1]), world))

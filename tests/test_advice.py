@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import asked, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import asked, refused
 
 from flattail.advice import (
     Found,
@@ -32,16 +32,16 @@ from flattail.advice import pretrained as known
 from flattail.advice.choices import LONG, LONGEST, RHO, SHORTEST
 from flattail.advice.evidence import EVIDENCE
 from flattail.advice.timing import Timed
-from flattail.cli.photos import changed
 from flattail.data.augment import Crop
 from flattail.data.folder import kept_back
-from flattail.recipe import from_tree, write
+from flattail.recipe import changed, from_tree, write
 from flattail.runs import read
 from flattail.sharp import ERM, SAM
 
 ROOT = Path(__file__).parents[1]
 LITE = Pretrained("tf_efficientnet_lite0", "timm", "EfficientNet-Lite0", r"^head|bn", 96)
 GB = 2**30
+SMALL = ("--set", "model={name: resnet8, width: 4}", "--device", "cpu")
 
 
 def folder(counts, *, side=32, test=None, reading=0.001):
@@ -75,6 +75,7 @@ CASES = [  # counts, how, title, network, what else holds
     ((100, 100, 90), {"weights": (LITE,)}, "CE", "Timm", lambda a: a.recipe.stages == plain(a.recipe).stages),
     ((40, 12, 3), {"step": 1e-3}, "LA", "ResNet20", lambda a: "so few images make 600" in a.recipe.notes[-2]),
     (TAIL, {"minutes": 0.01}, "LA", "ResNet20", lambda a: a.recipe.stages[0].epochs == 8 and a.minutes > 0.01),
+    (TAIL, {"minutes": math.inf}, "CE + DRW + SAM", "ResNet20", lambda a: a.recipe.stages[1].epochs == 40),
     (TAIL, {"test": "val"}, "LA", "ResNet20", lambda a: a.recipe.data.test == "val"),
 ]  # fmt: skip
 
@@ -266,6 +267,7 @@ def test_time_is_that_of_the_passes_and_grows_with_epochs_and_reading(tmp_path, 
     cost = {ERM: 1.0, SAM: 2.0}
     monkeypatch.setattr(Timed, "step", lambda self, stage, progress: cost[type(stage.method)])
     monkeypatch.setattr(Timed, "beside", lambda self, stage: 0.0)
+    monkeypatch.setattr("flattail.advice.timing.workers_here", lambda: 4)
     steps = math.ceil(len(data.train) / 16)
     assert pace(plan, data, "cpu", 99.0) == (steps, 2 * steps, 0)
     recipe = choices.drw_sam(plan, 10)[0]
@@ -366,12 +368,14 @@ def test_folders_that_cannot_be_trained_on_are_refused_in_words(tmp_path, monkey
         (("--data", "pets", "--device", "cuda:77"), "device: cuda:77 was asked for"),
         (("--data", "pets", "--set", "data.sise=8"), "did you mean `size`"),
         (("--data", "pets", "--seeds", "x"), "--seeds x: write 0"),
+        (("--data", "pets", *SMALL, "--set", "stages.0.train=^head"), "the backbone is new and stays so"),
     ],
 )
 def test_words_that_do_not_fit(tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "pets", {"cat": 4, "dog": 3})
     assert said in refused("train", *words)
+    assert not (tmp_path / "runs").exists(), "nothing is chosen for good"
 
 
 def test_a_folder_without_a_name_is_refused():
@@ -387,8 +391,6 @@ def test_many_processes_do_not_choose(tmp_path, monkeypatch):
 
 
 # -- the whole way -----------------------------------------------------------------------------------------------
-
-SMALL = ("--set", "model={name: resnet8, width: 4}", "--device", "cpu")
 
 
 @pytest.fixture
@@ -420,6 +422,7 @@ def test_photos_to_report(bare):
     assert runs["plain"][0].recipe["data"] == recipe["data"] and recipe["data"]["path"] == str(bare / "Meine Vögel")
     assert runs["plain"][0].recipe["stages"][0]["loss"]["name"] == "ce"
 
+    assert re.search(r"^\[rot\] Milan +4 +", asked("evaluate", top / "chosen/0"), re.M), "a class's name is no markup"
     before = {path: path.stat().st_mtime_ns for path in top.rglob("scores.json")}
     again = asked("train", "--data", "Meine Vögel", "--seeds", "0-1", *SMALL)
     assert "chosen before" in again and again[again.index("from CE to LA") :] == said[said.index("from CE to LA") :]
@@ -439,12 +442,14 @@ def test_photos_to_report(bare):
     assert "was trained on other images" in refused("train", "--data", "Meine Vögel")
 
 
-def test_balanced_photos_are_trained_once_and_plainly(bare):
+def test_balanced_photos_are_trained_once_and_plainly(bare, monkeypatch):
+    monkeypatch.setattr("flattail.advice.looked.there", lambda device, fetch: (LITE,))  # which SMALL has no use for
     photos(bare / "pets" / "train", {"cat": 12, "dog": 12, "owl": 12}, kind="L")
     photos(bare / "pets" / "val", {"cat": 5, "dog": 5})
     said = asked("train", "--data", "pets", *SMALL)
     assert said.count("no test image of 1 of 3 classes (owl): their accuracy is unknown") == 1
     assert "balanced, so nothing is done about it" in said and "training this recipe: about" in said
+    assert "ImageNet" not in said and "16 pixels" not in said and "12 pixels" in said
     assert "from CE" not in said and not (bare / "runs/pets/plain.yaml").exists()
     assert sum(read(bare / "runs/pets/chosen/0").scores["counts"]) == 36
     assert "report: " in said

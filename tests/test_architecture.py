@@ -35,9 +35,10 @@ MAY: dict[str, set[str]] = {
     "answers": {"torch", "data"},
     "devices": {"torch", "accelerate", "stage"},
     "batches": {"torch", "accelerate", "data", "stage", "closures"},
+    "epoch": {"torch", "accelerate", "sharp", "data", "stage", "closures", "checkpoint", "batches", "devices"},
     "train": {
-        "torch", "accelerate", "sharp", "data", "stage", "starts", "averages", "closures", "checkpoint", "answers",
-        "batches", "devices",
+        "torch", "accelerate", "data", "stage", "starts", "averages", "checkpoint", "answers", "batches", "devices",
+        "epoch",
     },
     "recipe": {
         "pydantic", "yaml", "sharp", "losses", "data", "models", "optim", "stage", "starts", "averages",
@@ -64,18 +65,18 @@ MAY: dict[str, set[str]] = {
     "imported": {"torch", "safetensors", "recipe", "runs", "experiment", "models", "stage", "starts", "train"},
     "catalogue": {"yaml", "recipe", "sharp", "data", "stage"},
     "advice": {
-        "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches", "closures",
-        "data", "devices", "losses", "models", "optim", "rebuilt", "recipe", "sharp", "stage", "starts",
+        "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches",
+        "closures", "data", "devices", "losses", "models", "optim", "rebuilt", "recipe", "sharp", "stage", "starts",
     },
     "jobs": {"torch", "rich", "recipe", "experiment", "runs", "checkpoint"},
     "sweep": {
-        "torch", "rich", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs", "rebuilt",
+        "torch", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs", "rebuilt",
         "recipe", "report", "runs", "scores", "train",
     },
     "cli": {
         "typer", "rich", "catalogue", "recipe", "rebuilt", "probe", "experiment", "jobs", "examine", "imported",
-        "worlds", "report", "runs", "classifier", "predict", "export", "data", "flattail", "sweep",
-        "advice", "devices",
+        "worlds", "priors", "scores", "report", "runs", "classifier", "predict", "export", "data", "flattail",
+        "sweep", "advice", "devices",
     },
     "__main__": {"cli"},
     "flattail": set(),  # flattail/__init__.py imports nothing: its names come on first use

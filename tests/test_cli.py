@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from commands import asked, refused
 from small import DIGITS
 from typer.testing import CliRunner
 
@@ -63,20 +64,6 @@ VERBS = {
     ),
     "export": ({"run"}, {"--out", "--format", "--root", "--help"}),
 }
-
-
-def asked(*words, code=0):
-    """What the command prints, on a screen of 200 columns."""
-    result = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(app, [str(w) for w in words])
-    assert result.exit_code == code, result.output + result.stderr
-    return result.stdout if code == 0 else result.stderr
-
-
-def refused(*words):
-    """The message of a user's mistake."""
-    said = asked(*words, code=2)
-    assert said.strip() and "Traceback" not in said
-    return said
 
 
 @pytest.fixture
@@ -417,7 +404,7 @@ def test_a_mistake_is_a_message_and_leaves_nothing_behind(place, words, said):
             pass
         else:
             pytest.skip("mlflow is installed here")
-    message = " ".join(refused(*words).replace("│", " ").split())
+    message = refused(*words)
     assert said in message
     assert {p.relative_to(place) for p in place.rglob("*")} == before
 

@@ -1,4 +1,4 @@
-"""Training in gloo processes that torchrun starts: equal to one, uneven batches, and processes that stop or die."""
+"""Training in gloo processes, forked or launched: equal to one, uneven batches, and processes that stop or die."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def folder(tmp_path_factory):
     """What four processes, and two of them, have written."""
     folder = tmp_path_factory.mktemp("ends")
     done = subprocess.run(
-        [*launcher(4), str(HERE / "many_processes.py"), str(folder)],
+        [sys.executable, str(HERE / "many_processes.py"), str(folder)],
         capture_output=True, text=True, timeout=280, env=ENV,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -130,6 +130,14 @@ def test_the_step_that_all_processes_leave_out_is_counted(ends):
     for world in (1, 2, 4):
         assert [row["skipped"] for row in ends[world]["on_nan: skip"][1]] == [1, 1]
         assert [row["images"] for row in ends[world]["on_nan: skip"][1]] == [3 * 229] * 2
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_with_batchnorm_are_micro_batches_of_one_process(ends, world):
+    """Each normalises by what it sees; nothing else tells them apart."""
+    alone = many_processes.with_batchnorm(many_processes.accelerated("cpu", "fp32"), micro=world)
+    for n, p in alone.named_parameters():
+        assert (ends[world]["batchnorm"][n] - p).abs().max() < 1e-12, n
 
 
 @pytest.mark.parametrize("world", [2, 4])

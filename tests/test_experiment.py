@@ -319,6 +319,14 @@ def test_probe_looks_into_every_stage_and_leaves_the_gradient_to_nobody():
     assert (first.method, second.method, second.stage) == ("SAM", "CCSAM", 1)
 
 
+def test_probe_mixes_images_where_the_stage_does():
+    how = {"method": {"name": "imbsam", "eta": "few"}, "batch": 64}
+    data = load(digits(), ".", 0)
+    (alone,), (pairs,) = probe(digits(**how), data), probe(digits(**how, mix="mixup"), data)
+    assert sum(row[1] for row in pairs.rows) == 128 == 2 * sum(row[1] for row in alone.rows)  # each with both labels
+    assert pairs.loss != alone.loss
+
+
 # -- trackers ----------------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,18 @@ def test_two_at_a_time_give_the_same_and_a_failure_stops_nobody(tmp_path):
         assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])  # threads may differ
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_directory_that_is_taken_is_told_before_anything_is_trained(tmp_path, jobs):
+    all_of({"taken": digits()}, tmp_path)
+    recipes = {"first": digits(), "taken": digits(epochs=2)}
+    with pytest.raises(ValueError, match="0 already holds another recipe"):
+        all_of(recipes, tmp_path, jobs=jobs)
+    (tmp_path / "taken" / "0" / "scores.json").unlink()
+    with pytest.raises(ValueError, match="0 holds an unfinished run: add --resume"):
+        all_of(recipes | {"taken": digits()}, tmp_path, jobs=jobs)
+    assert not (tmp_path / "first").exists()
+
+
 def test_an_error_of_ours_is_no_message(tmp_path):
     """A bug in a worker leaves its traceback and its exit code, not a sentence that blames the user."""
     broken = from_tree(DIGITS | {"data": {"name": f"{__name__}:Broken"}, "stages": [{"epochs": 1}]})
@@ -77,13 +89,20 @@ def test_only_the_main_process_returns_folders(tmp_path, monkeypatch):
     assert all_of({"a": digits()}, tmp_path) == []
 
 
-def started(tmp_path, names, *more, epochs=400):
-    """`flattail train` on recipes of these names, two at a time, and their run directories."""
+def started(tmp_path, names, epochs=400):
+    """`flattail train` on recipes of these names, side by side, and their run directories."""
     for name in names:
         tree = DIGITS | {"stages": [{"epochs": epochs, "method": "sam"}]}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "flattail", "train", *(str(tmp_path / f"{n}.yaml") for n in names)]
-    command += ["--jobs", "2", "--out", str(tmp_path / "out"), "--device", "cpu", *more]
+    command += [
+        "--jobs",
+        str(max(2, os.cpu_count())),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]  # a thread each
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return process, [tmp_path / "out" / tmp_path.name / n / "0" for n in names]
 
@@ -122,8 +141,7 @@ def test_killed_with_its_workers_at_some_moment_it_goes_on_to_the_same_weights(t
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         each.kill()
     process.communicate()
-    process, _ = started(tmp_path, "a", "--resume", epochs=12)
-    assert (process.communicate(timeout=120), process.returncode)[1] == 0
+    all_of({f"{tmp_path.name}/a": read(tmp_path / "a.yaml")}, tmp_path / "out", resume=True)
     twin = run(read(tmp_path / "a.yaml"), out=tmp_path / "twin", label="a", device="cpu")
     theirs, ours = load_file(folders[0] / "model.safetensors"), load_file(twin / "model.safetensors")
     assert all((theirs[n] - ours[n]).abs().max() == 0 for n in ours), f"killed after {wait} s"

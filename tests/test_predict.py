@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import asked, refused
 from PIL import Image
 from small import DIGITS
 from typer.testing import CliRunner
@@ -29,14 +30,6 @@ from flattail.recipe import from_tree
 from flattail.worlds import trained_prior
 
 ONE = {"epochs": 1, "batch": 64}
-
-
-def asked(*words, code=0):
-    """What the command writes to its output, or, where it ends otherwise than well, to its error output."""
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(w) for w in words])
-    assert result.exit_code == code, result.output + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout if code == 0 else " ".join(result.stderr.split())
 
 
 def logits(of, files, **how):
@@ -291,7 +284,7 @@ def test_unreadable_files_are_named_at_the_end_and_the_others_predicted(home, di
     assert [type(a) for a in answers] == [Unreadable, Answer]
 
     out.unlink()
-    said = asked("predict", home, tmp_path, "--out", out, "--device", "cpu", code=2)
+    said = refused("predict", home, tmp_path, "--out", out, "--device", "cpu")
     assert "none of 3 files is a readable image" in said and not list(tmp_path.glob("*.csv*"))
 
 
@@ -309,7 +302,7 @@ def test_an_older_run_asks_its_data_and_says_so_where_they_are_gone(home, digits
         raise FileNotFoundError("no images here")
 
     monkeypatch.setattr(DigitsLT, "load", gone)
-    message = asked("predict", older, digits, code=2)
+    message = refused("predict", older, digits)
     assert "does not say how the run sees images" in message and "no images here" in message
 
 
@@ -344,5 +337,5 @@ def test_a_mistake_is_a_message_and_leaves_nothing_behind(home, digits, tmp_path
     (tmp_path / "empty").mkdir(), (tmp_path / "folder.csv").mkdir(), (tmp_path / "unfinished/0").mkdir(parents=True)
     shutil.copy(home / "recipe.yaml", "unfinished/0")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert said in asked("predict", *(home if w == "RUN" else w for w in words), code=2).replace("│ ", "")
+    assert said in refused("predict", *(home if w == "RUN" else w for w in words))
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before

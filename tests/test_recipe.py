@@ -621,6 +621,18 @@ def test_a_recipe_that_is_not_there_is_guessed_at(name, said):
         found([name])
 
 
+def test_a_recipe_beside_the_one_asked_for_is_the_first_guess(tmp_path, file):
+    file(name="mine.yaml")
+    with pytest.raises(RecipeError, match=r"mine\.yml: no such recipe; did you mean .*mine\.yaml\?"):
+        found([str(tmp_path / "mine.yml")])
+
+
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Stage)])
+def test_what_belongs_to_a_stage_is_sent_there(key):
+    with pytest.raises(RecipeError, match=f"Recipe has no `{key}`; it belongs to a stage: stages.0.{key}"):
+        from_tree({"data": "digits-lt", "model": "resnet8", key: 1})
+
+
 def test_a_folder_without_recipes(tmp_path):
     with pytest.raises(RecipeError, match=r"the folder holds no recipe \(\*\.yaml\)"):
         found([str(tmp_path)])

@@ -49,6 +49,7 @@ def test_the_key_ignores_the_seed_and_nothing_else(run, tmp_path):
     signed = [runs.create(tmp_path, f"s{i}", i, recipe=f"# identity: ab{i // 2}\n{RECIPE}x: {i}\n") for i in range(3)]
     assert runs.create(tmp_path, "s0", 0, recipe=f"# identity: ab0\n{RECIPE}") == signed[0]
     assert len({runs.read(path).key for path in signed[:2]}) == 1 != len({runs.read(path).key for path in signed})
+    runs.append_row(signed[2], {"epoch": 0})
     with pytest.raises(ValueError, match="already holds another recipe"):
         runs.create(tmp_path, "s2", 2, recipe=f"# identity: ab0\n{RECIPE}x: 2\n")
     other = runs.create(tmp_path, "third", 1, recipe=RECIPE.replace("epochs: 2", "epochs: 4"))
@@ -57,9 +58,16 @@ def test_the_key_ignores_the_seed_and_nothing_else(run, tmp_path):
 
 def test_a_directory_keeps_its_recipe(run, tmp_path):
     assert runs.create(tmp_path / "runs", "digits-lt/ce", 0, recipe=RECIPE + "# a comment\n") == run
+    runs.append_row(run, {"epoch": 0})
     with pytest.raises(ValueError, match=r"another recipe.*--out"):
         runs.create(tmp_path / "runs", "digits-lt/ce", 0, recipe=RECIPE.replace("20", "50"))
     assert (run / runs.RECIPE).read_text() == RECIPE
+
+
+def test_a_recipe_of_which_nothing_came_gives_way(run, tmp_path):
+    other = RECIPE.replace("20", "50")
+    assert runs.create(tmp_path / "runs", "digits-lt/ce", 0, recipe=other) == run
+    assert (run / runs.RECIPE).read_text() == other
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,23 +16,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import asked, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from small import DIGITS
-from typer.testing import CliRunner
 
 from flattail import runs
-from flattail.cli import app
 from flattail.data import DigitsLT, LongTail
+from flattail.jobs import Worker
 from flattail.recipe import RecipeError, from_tree, label, read, replaced, to_tree, write
 from flattail.scores import evaluate
 from flattail.sweep import ledger, workers
 from flattail.sweep.accuracy import Mean, Measured, accuracy, share
+from flattail.sweep.apart import examined, halves
 from flattail.sweep.chosen import Outcome
 from flattail.sweep.figure import drawn
 from flattail.sweep.kept import final_runs
-from flattail.sweep.ledger import BUSY, Tried, done, opened, place, started, taken, told
-from flattail.sweep.settings import examined, halves, swept
+from flattail.sweep.ledger import BUSY, Tried, ask, done, opened, place, started, tell
+from flattail.sweep.settings import swept
 from flattail.sweep.space import Range, Values, axis, names, points
 from flattail.sweep.trial import Judged, validated
 
@@ -325,20 +324,20 @@ def finished(folder, s, number, answers):
         here = place(folder, number) / f"seed-{seed}"
         here.mkdir(parents=True, exist_ok=True)
         runs.write_json(here / "validation.json", vars(each))
-    told(folder, s, number, answers)
+    tell(folder, s, number, answers)
 
 
 def test_a_trial_has_one_process_and_goes_to_another_when_that_is_gone(tmp_path):
     s = sweep(f"{RHO}=0.05,0.1")
     started(tmp_path, s)
     first, second, third = ExitStack(), ExitStack(), ExitStack()
-    assert taken(tmp_path, s, first) == (0, {RHO: "0.05"}) and taken(tmp_path, s, second) == (1, {RHO: "0.1"})
-    assert taken(tmp_path, s, third) == (BUSY, {})
+    assert ask(tmp_path, s, first) == (0, {RHO: "0.05"}) and ask(tmp_path, s, second) == (1, {RHO: "0.1"})
+    assert ask(tmp_path, s, third) == (BUSY, {})
     first.close()  # it ended without a word
-    assert taken(tmp_path, s, third) == (0, {RHO: "0.05"})
+    assert ask(tmp_path, s, third) == (0, {RHO: "0.05"})
     finished(tmp_path, s, 0, [judged((9, 5))])
     finished(tmp_path, s, 1, [judged((9, 8))])
-    assert taken(tmp_path, s, ExitStack()) is None
+    assert ask(tmp_path, s, ExitStack()) is None
     found = [(t.number, t.point[RHO], round(t.score.value, 9)) for t in done(tmp_path, s)]
     assert found == [(0, "0.05", 0.7), (1, "0.1", 0.85)]
     second.close()
@@ -351,7 +350,7 @@ def test_killed_between_any_two_lines_of_the_study_every_point_is_tried_once(tmp
     study = opened(tmp_path)
     study.enqueue_trial({RHO: 0.05}, user_attrs={"point": {RHO: "0.05"}})  # not asked for any more
     with ExitStack() as held:
-        assert taken(tmp_path, s, held)[0] == 0
+        assert ask(tmp_path, s, held)[0] == 0
     opened(tmp_path).ask()  # it never knew what to try
     with (tmp_path / "study.log").open("ab") as file:
         file.write(b'{"op_code": 4, "worker_')  # a power cut
@@ -360,7 +359,7 @@ def test_killed_between_any_two_lines_of_the_study_every_point_is_tried_once(tmp
     began = time.monotonic()
     while True:
         with ExitStack() as held:
-            if (found := taken(tmp_path, s, held)) is None:
+            if (found := ask(tmp_path, s, held)) is None:
                 break
             seen.append(found[1][RHO])
             finished(tmp_path, s, found[0], [judged((5, 5))])
@@ -373,13 +372,14 @@ def hands(folder, s, seed):
     rng = random.Random(seed)
     while True:
         with ExitStack() as held:
-            if (found := taken(folder, s, held)) is None:
+            if (found := ask(folder, s, held)) is None:
                 return
             if found[0] != BUSY:
                 with (folder / f"hand-{seed}").open("a") as file:
                     file.write(f"{found[0]}\n")
                 time.sleep(rng.random() / 50)
                 finished(folder, s, found[0], [judged((5, 5))])
+        time.sleep(0.01)
 
 
 def test_three_processes_share_the_trials_and_do_none_twice(tmp_path):
@@ -398,18 +398,18 @@ def test_three_processes_share_the_trials_and_do_none_twice(tmp_path):
     assert not list(tmp_path.rglob(".lock.*"))
 
 
-def forked(folder, s, threads, how):
-    """A worker that has what this process has, where the real one would import it anew."""
+def forked(target, *what, **how):
+    """`jobs.start`, but for a process that has what this one has, where the real one would import it anew."""
     context = multiprocessing.get_context("fork")
     said, tell = context.Pipe(duplex=False)
-    process = context.Process(target=workers.work_apart, args=(folder, s, threads, tell), kwargs=how)
+    process = context.Process(target=target, args=what, kwargs={"tell": tell, **how})
     process.start()
     tell.close()
-    return workers.Worker(process, said)
+    return Worker(process, said)
 
 
 def test_several_workers_do_all_and_tell_what_they_could_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "begun", forked)
+    monkeypatch.setattr(workers, "start", forked)
     fake(monkeypatch, lambda r, seed: r.stages[0].method.rho)
     s, how = sweep(f"{RHO}=0.1,0.2,0.3,0.4", seeds=(0, 1)), {"jobs": 2, "root": Path(), "device": "cpu"}
     started(tmp_path / "a", s)
@@ -427,7 +427,7 @@ def test_several_workers_do_all_and_tell_what_they_could_not(tmp_path, monkeypat
 def fake(monkeypatch, accuracy_of):
     """Trials that are judged by a function of their recipe."""
 
-    def answer(recipe, seed, folder, *, root, device, on_epoch):
+    def answer(recipe, seed, folder, **how):
         value = accuracy_of(recipe, seed)
         folder.mkdir(parents=True, exist_ok=True)
         found = judged((round(1000 * value), 500), (1000, 1000))
@@ -466,6 +466,17 @@ def test_whole_numbers_and_names_in_one_search(tmp_path, monkeypatch):
     assert {t.point["stages.*.epochs"] for t in found} <= set(map(str, range(1, 10)))
     assert {t.point["stages.*.method.name"] for t in found} == {"sam", "asam"}
     assert Outcome.of(s, found).recipe().stages[0].epochs == max(int(t.point["stages.*.epochs"]) for t in found)
+
+
+def test_what_is_drawn_again_is_not_trained_again(tmp_path, monkeypatch):
+    trained = []
+    fake(monkeypatch, lambda r, seed: trained.append(r.stages[0].epochs) or r.stages[0].epochs / 10)
+    s = sweep("stages.*.epochs=1..3", trials=9)
+    started(tmp_path, s)
+    workers.all_done(tmp_path, s, jobs=1, root=Path(), device="cpu")
+    found = done(tmp_path, s)
+    assert len(trained) == len(set(trained)) == len(found) <= 3 and ledger.left(tmp_path, s) == 0
+    assert [int(t.point["stages.*.epochs"]) for t in found] == trained
 
 
 def test_numbers_may_be_added_and_what_was_tried_stays(tmp_path, monkeypatch):
@@ -632,7 +643,7 @@ def test_points_that_the_model_cannot_train_and_processes_are_refused(monkeypatc
         examined(sweep("stages.*.only=null,nothing"), root=Path(), device="cpu", final=True)
     with pytest.raises(ValueError, match="choose cpu, cuda"):
         examined(sweep(), root=Path(), device="gpu", final=True)
-    monkeypatch.setattr("flattail.sweep.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("flattail.sweep.apart.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'flattail\[sweep\]'"):
         examined(sweep(), root=Path(), device="cpu", final=True)
     monkeypatch.undo()
@@ -672,14 +683,8 @@ def words(tmp_path, *more):
     return ["sweep", path, "--over", f"{RHO}=0.05,0.2", "--out", tmp_path / "out", "--device", "cpu", *more]
 
 
-def asked(tmp_path, *more, code=0):
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(w) for w in words(tmp_path, *more)])
-    assert result.exit_code == code, result.output + result.stderr
-    return result.stdout if code == 0 else result.stderr
-
-
 def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
-    said = asked(tmp_path, "--seeds", "0-1", "--final-seeds", "0,2")
+    said = asked(*words(tmp_path, "--seeds", "0-1", "--final-seeds", "0,2"))
     folder = tmp_path / "out" / "set" / "tiny-sweep"
     assert "84 validation images beside 333 to train on, 1 to 25 a class" in said
     lines = [line.split() for line in said.splitlines()]
@@ -700,12 +705,14 @@ def test_a_sweep_from_the_command_line(tmp_path, monkeypatch):
         assert from_tree(run.recipe) == chosen, "the notes say how it was chosen"
     monkeypatch.setattr("flattail.sweep.trial.fit", lambda *a, **k: pytest.fail("a trial was trained again"))
     monkeypatch.setattr("flattail.experiment.fit", lambda *a, **k: pytest.fail("a final run was trained again"))
-    assert asked(tmp_path, "--seeds", "0-1", "--final-seeds", "0,2") == said
+    assert asked(*words(tmp_path, "--seeds", "0-1", "--final-seeds", "0,2")) == said
     for more, what in ((["--seeds", "0"], "seeds"), (["--seeds", "0-1", "--score", "few"], "score"),
                        (["--seeds", "0-1", "--set", "stages.0.batch=32"], "recipe")):  # fmt: skip
-        assert f"holds a sweep with another {what} (sweep.yaml there says which)" in asked(tmp_path, *more, code=2)
+        assert f"holds a sweep with another {what} (sweep.yaml there says which)" in asked(
+            *words(tmp_path, *more), code=2
+        )
     (folder / "trials" / "trial-1" / "seed-1" / "validation.json").unlink()
-    assert "remove the sweep's folder" in asked(tmp_path, "--seeds", "0-1", code=2)
+    assert "remove the sweep's folder" in refused(*words(tmp_path, "--seeds", "0-1"))
 
 
 def test_final_runs_of_another_choice_are_left_alone(tmp_path, monkeypatch):
@@ -732,34 +739,36 @@ def test_final_runs_of_another_choice_are_left_alone(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_messages_and_nothing_is_written(tmp_path, more, said):
-    assert said in asked(tmp_path, *more, code=2)
+    assert said in refused(*words(tmp_path, *more))
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_with_all_its_processes_the_same_command_goes_on(tmp_path):
-    """Two workers and their parent, `kill -9` for the whole group, while some trials are done and some are not."""
-    more = ["--over", "stages.*.epochs=1,8", "--final-seeds", "none"]
-    command = [sys.executable, "-m", "flattail", *map(str, words(tmp_path, *more)), "--jobs", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    folder = tmp_path / "out" / "set" / "tiny-sweep"
-    deadline = time.monotonic() + 120
+def test_killed_with_all_its_processes_the_same_command_goes_on(tmp_path, monkeypatch):
+    """Two workers and their parent, `kill -9` for the whole group, while one trial at least is done and two are not."""
+    more, trials = ["--over", "stages.*.epochs=1,8", "--final-seeds", "none"], tmp_path / "out/set/tiny-sweep/trials"
+    monkeypatch.setattr(workers, "start", forked)
 
-    def there(pattern):
-        return list((folder / "trials").glob(pattern))
+    def whole():
+        return {p.parents[1]: p.stat().st_mtime_ns for p in trials.glob("*/*/validation.json")}
 
-    while process.poll() is None and time.monotonic() < deadline:
-        if there("*/*/validation.json") and len(there("*/.lock.*")) == 2:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[1]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    kept = {p: p.stat().st_mtime_ns for p in there("*/*/validation.json")}
-    assert 1 <= len(kept) < 4 and list(folder.rglob(".lock.*"))
-    said = asked(tmp_path, *more)
-    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "what was done was done again"
-    assert len(there("*/*/validation.json")) == 4 and "chosen" in said and not list(folder.rglob(".lock.*"))
-    assert sorted(p.name for p in there("*")) == [f"trial-{i}" for i in range(4)]
+    def held():
+        return {p for p in trials.glob("*/.lock.*") if p.parent not in whole()}
+
+    child = os.fork()
+    if not child:
+        os.setsid()
+        try:
+            asked(*words(tmp_path, *more, "--jobs", "2"))
+        finally:
+            os._exit(0)
+    while not (whole() and len(held()) == 2):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it came to its end"
+        time.sleep(0.002)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kept, dead = whole(), held()
+    assert 1 <= len(kept) < 4 and dead
+    said = asked(*words(tmp_path, *more))
+    assert len(whole()) == 4 and whole().items() >= kept.items(), "what was done was done again"
+    assert "chosen" in said and not any(lock.exists() for lock in dead)
+    assert sorted(p.name for p in trials.iterdir()) == [f"trial-{i}" for i in range(4)]

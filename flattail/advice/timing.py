@@ -17,17 +17,18 @@ from ..batches import batches_from, epoch_batches
 from ..closures import plain
 from ..data import LongTail
 from ..data.folder_images import Held
+from ..data.loading import workers_here
 from ..devices import accelerated
 from ..rebuilt import build
 from ..recipe import Recipe
 from ..sharp import ERM, SAM
 from ..stage import Stage, clock, freeze, grouped, set_mode, sharpness_aware
 from ..starts import shaped
-from .choices import RHO, Pace, Plan, recipe_of
+from .choices import RHO, Pace, recipe_of
+from .plan import Plan
 
 STEPS = 3  # that are timed, after one that is not
 LOOKED = 256  # images whose evaluation is timed
-WORKERS = 4  # processes that read images from disk, as in training
 
 
 class Timed(NamedTuple):
@@ -48,7 +49,7 @@ class Timed(NamedTuple):
     def epoch(self, stage: Stage, progress: float = 0.0) -> float:
         """Seconds of an epoch of a stage, at this share of training."""
         steps = math.ceil(len(self.data.train) / stage.batch)
-        return steps * max(self.step(stage, progress), stage.batch * self.reading / WORKERS)
+        return steps * max(self.step(stage, progress), stage.batch * self.reading / workers_here())
 
     def step(self, stage: Stage, progress: float) -> float:
         """Seconds of a step of a stage, by its own method."""
@@ -65,8 +66,8 @@ class Timed(NamedTuple):
             losses, labels, hard = plain(model, stage.loss, data.counts.to(device), batch)
             flat.backward(losses, labels, progress, step=step, hard=hard)
             optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             took.append(time.perf_counter() - begun)
             begun = time.perf_counter()
         return statistics.median(took[1:] or took)
@@ -78,7 +79,7 @@ class Timed(NamedTuple):
         logits_of(self.model, half, device=self.accelerator.device)
         each = (time.perf_counter() - begun) / len(half)
         looks = len(self.data.test) + (len(self.data.train) if stage.start != Stage.start else 0)
-        return looks * max(each, self.reading / WORKERS)
+        return looks * max(each, self.reading / workers_here())
 
 
 def pace(plan: Plan, data: LongTail, device: str | None, reading: float) -> Pace:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Root, Sets, mistakes_told, unbroken
+from .options import One, Root, Sets, mistakes_told, one_recipe
+from .screen import table, unbroken
 
 
 def list_(
@@ -17,7 +18,6 @@ def list_(
     """What there is to choose from, with every field, default and meaning."""
     with mistakes_told():
         from rich.markup import escape
-        from rich.table import Table
 
         from .. import catalogue
 
@@ -28,44 +28,39 @@ def list_(
             raise ValueError(f"there is no list of {kind!r}; {remedy}")
         console = unbroken()
         for each in [kind] if kind else kinds:
-            table = Table(title=each, title_justify="left", box=None, padding=(0, 2, 0, 0), title_style="bold")
+            rows = table(title=each)
+            rows.title_style = "bold"
             if each == "recipes":
                 for column in ("recipe", "what", "accuracy, published or measured"):
-                    table.add_column(column, overflow="fold")
+                    rows.add_column(column, overflow="fold")
                 for line in catalogue.recipes():
-                    table.add_row(line.label, line.title, line.expect)
+                    rows.add_row(line.label, line.title, line.expect)
             else:
-                table.add_column("name", style="bold", overflow="fold")
-                table.add_column("what" if kind is None else "what, and its fields", overflow="fold")
+                rows.add_column("name", style="bold", overflow="fold")
+                rows.add_column("what" if kind is None else "what, and its fields", overflow="fold")
                 for entry in catalogue.entries(each):
-                    table.add_row(entry.name, escape(entry.sentence))
+                    rows.add_row(entry.name, escape(entry.sentence))
                     for f in entry.fields if kind else ():
                         value = f" = {escape(f.default)}" if f.default else ""
-                        table.add_row("", f"  [cyan]{f.name}[/cyan]{value}  [dim]{escape(f.comment)}[/dim]")
-            console.print(table)
+                        rows.add_row("", f"  [cyan]{f.name}[/cyan]{value}  [dim]{escape(f.comment)}[/dim]")
+            console.print(rows)
             console.print()
 
 
 def show(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flattail.")],
+    recipe: One,
     set_: Sets = None,
     root: Root = Path("data"),
 ) -> None:
     """The recipe with all defaults, the class counts, and the passes and terms of one real step."""
     with mistakes_told():
-        from rich.console import Console
         from rich.syntax import Syntax
-        from rich.table import Table
 
         from ..probe import probe
         from ..rebuilt import load
-        from ..recipe import found, read, write
+        from ..recipe import write
 
-        console = Console()
-        (path, *more) = found([recipe])
-        if more:
-            raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: show one of them")
-        value = read(path, set_ or ())
+        console, (_, value) = unbroken(), one_recipe(recipe, set_)
         text = Syntax("", "yaml", theme="ansi_dark", background_color="default").highlight(write(value))
         console.print(text, soft_wrap=True)
         data = load(value, root, 0)
@@ -75,12 +70,12 @@ def show(
         some = counts if len(counts) <= 20 else [*counts[:8], "...", *counts[-8:]]
         console.print(f"{data.classes} classes ({groups}), {sum(counts)} images: {' '.join(map(str, some))}\n")
         for p in probe(value, data):
-            table = Table("term", "members", "mass", "‖e‖/‖w‖", "objective", box=None, padding=(0, 2, 0, 0))
+            terms = table("term", "members", "mass", "‖e‖/‖w‖", "objective")
             for name, members, mass, radius, objective in p.rows:
-                table.add_row(name, str(members), f"{mass:g}", radius, f"{objective:.4f}")
+                terms.add_row(name, str(members), f"{mass:g}", radius, f"{objective:.4f}")
             console.print(
                 f"stage {p.stage}, {p.method}: {p.forwards} forward and {p.backwards} backward passes a step; "
                 f"one batch at its start, loss {p.loss:.4f}"
             )
-            console.print(table)
+            console.print(terms)
             console.print()

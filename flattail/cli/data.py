@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Root, Sets, mistakes_told, unbroken
+from .options import One, Root, Sets, mistakes_told, one_recipe
+from .screen import table, unbroken
 
 if TYPE_CHECKING:
     from ..data.checked import Checked
@@ -21,7 +22,7 @@ data = typer.Typer(
 
 @data.command()
 def check(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flattail.")],
+    recipe: One,
     set_: Sets = None,
     root: Root = Path("data"),
     quick: Annotated[bool, typer.Option("--quick", "--no-images", help="Decode no image.")] = False,
@@ -32,12 +33,8 @@ def check(
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from ..data.checked import check as checked
-        from ..recipe import found, read
 
-        path, *more = found([recipe])
-        if more:
-            raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: check the data of one of them")
-        dataset = read(path, set_ or ()).data
+        dataset = one_recipe(recipe, set_)[1].data
         columns = (TextColumn("images decoded"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=None, visible=False)
@@ -54,19 +51,18 @@ def check(
 def print_checked(what: Checked, root: Path) -> None:
     """What was found, and then what is wrong, each with the first of what it is about."""
     from rich.markup import escape
-    from rich.table import Table
 
     console = unbroken()
     console.print(f"[bold]{escape(what.title)}[/bold] under {escape(str(root))}", soft_wrap=True)
     if what.parts:
-        table = Table("", "images", "classes", "largest", "smallest", "", box=None, padding=(0, 2, 0, 0))
-        for column in table.columns[1:5]:
+        parts = table("", "images", "classes", "largest", "smallest", "")
+        for column in parts.columns[1:5]:
             column.justify = "right"
         for part in what.parts:
             some = part.counts[part.counts > 0]
             sizes = (f"{len(some):,}", f"{int(some.max()):,}", f"{int(some.min()):,}") if len(some) else ("", "", "")
-            table.add_row(escape(part.source), f"{part.images:,}", *sizes, part.remark)
-        console.print(table)
+            parts.add_row(escape(part.source), f"{part.images:,}", *sizes, part.remark)
+        console.print(parts)
     for note in what.notes:
         console.print(escape(note), soft_wrap=True)
     if what.files:

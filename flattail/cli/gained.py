@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import unbroken
+from .screen import table, unbroken
 
 if TYPE_CHECKING:
     from ..report.flips import Flip
@@ -18,30 +18,27 @@ LEVEL = 0.05  # of the test
 def print_gained(pairs: Sequence[tuple[Path, Path]]) -> None:
     """A table of the rarest classes and of the groups, and what it says; pairs (before, after), one for each seed."""
     from rich.markup import escape
-    from rich.table import Table
 
     from ..report.flips import paired
     from ..runs import read
 
-    of_class, of_group = paired([(read(a), read(b)) for a, b in pairs])
-    console, seeds = unbroken(), f", mean of {len(pairs)} seeds" * (len(pairs) > 1)
-    titles = [str(read(run).recipe.get("title") or run.parent.name) for run in pairs[0]]
+    runs = [(read(before), read(after)) for before, after in pairs]
+    of_class, of_group = paired(runs)
+    console, seeds = unbroken(), f", mean of {len(runs)} seeds" * (len(runs) > 1)
+    titles = [run.recipe["title"] or run.label for run in runs[0]]
     console.print(
         f"from {titles[0]} to {titles[1]}, the same test images{seeds}", style="bold", markup=False, highlight=False
     )
     rare = rarest(of_class)
-    table = Table(
-        "class", "train", "test", "right before → after", "gained", "lost", "change in points [95 %]", "p", box=None,
-        padding=(0, 2, 0, 0),
-    )  # fmt: skip
+    rows = table("class", "train", "test", "right before → after", "gained", "lost", "change in points [95 %]", "p")
     for line in rare[:SHOWN]:
-        table.add_row(escape(line.name), *cells(line))
+        rows.add_row(escape(line.name), *cells(line))
     for line in of_group:
-        table.add_row(f"[bold]{line.name}[/bold]", *cells(line))
-    console.print(table)
+        rows.add_row(f"[bold]{line.name}[/bold]", *cells(line))
+    console.print(rows)
     if len(rare) > SHOWN:
         console.print(f"the {SHOWN} rarest of {len(rare)} classes; all of them are in the report", style="dim")
-    told = [[read(run).scores or {} for run in pair] for pair in pairs]
+    told = [[run.scores or {} for run in pair] for pair in runs]
     for sentence in [*together(of_group, told), *verdict(of_class, told[0][0]["groups"]["few"])]:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     console.print()

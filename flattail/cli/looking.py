@@ -9,6 +9,7 @@ import typer
 
 from .options import Device, Root, mistakes_told
 from .printed import print_table
+from .screen import table, unbroken
 
 
 def analyse(
@@ -25,8 +26,8 @@ def analyse(
     """Loss geometry, class by class: is the tail of this model at a saddle? Kept in the run directory."""
     with mistakes_told():
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress, TaskID
-        from rich.table import Table
 
         from ..examine import examine
         from ..report.geometry import summary_lines
@@ -42,10 +43,10 @@ def analyse(
 
             path = examine(run, what, sets=set_ or (), split=split, loss=loss, root=root, device=device, progress=told)
         columns, rows = summary_lines(read(run), what)
-        table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+        summary = table(*columns)
         for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+            summary.add_row(*map(escape, row))
+        unbroken().print(summary)
         typer.echo(f"kept in {path}")
 
 
@@ -71,6 +72,6 @@ def report(
         if not found:
             raise ValueError(f"no run directory lies at or below {', '.join(map(str, runs))}")
         if not quiet:
-            print_table([r.path for r in found])
+            print_table([r.path for r in found], baseline=baseline)
         for path in paths:
             typer.echo(f"report: {write(found, path, baseline=baseline).resolve()}")

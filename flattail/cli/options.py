@@ -1,4 +1,4 @@
-"""Options that several commands share, how mistakes are told, and what a console is."""
+"""Options and arguments that several commands share, and how mistakes are told."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from ..recipe import Recipe
 
 Root = Annotated[Path, typer.Option(help="Folder of the data sets.", envvar="FLATTAIL_DATA")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the best there is.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run directories.")]
-LONG = 10_000  # columns where there is no terminal
+One = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flattail.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Replace a value: stages.0.method.rho=0.1 (repeatable).")]
 
 
@@ -37,12 +37,14 @@ def mistakes_told(*, again: str = "the same command with --resume goes on") -> I
         raise typer.Exit(2) from error
 
 
-def unbroken() -> Console:
-    """A console whose lines end at a terminal's border, and nowhere when another program reads them."""
-    from rich.console import Console
+def one_recipe(name: str, sets: list[str] | None) -> tuple[Path, Recipe]:
+    """The file and the recipe that a name means, with `sets` replaced; ValueError for a folder of several."""
+    from ..recipe import found, read
 
-    screen = Console()
-    return screen if screen.is_terminal else Console(width=LONG)
+    path, *more = found([name])
+    if more:
+        raise ValueError(f"{name} is a folder of {len(more) + 1} recipes: name one of them")
+    return path, read(path, sets or ())
 
 
 def numbers(text: str, *, option: str = "--seeds") -> list[int]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .gained import print_gained
-from .options import unbroken
 from .printed import print_table
+from .screen import table, unbroken
 
 if TYPE_CHECKING:
     from ..advice import Found, Reason
@@ -26,7 +26,7 @@ def train_photos(data: Path, sets: Sequence[str], seeds: list[int], *, minutes: 
 
     ValueError for a folder that cannot be trained on, for other settings than were chosen before, or other images.
     """
-    from ..advice import place, plain
+    from ..advice import compared, place, plain
     from ..jobs import run_all
     from ..report import build
     from ..runs import find
@@ -43,21 +43,20 @@ def train_photos(data: Path, sets: Sequence[str], seeds: list[int], *, minutes: 
             )
         recipe = choose(data, sets, minutes, fetch, len(seeds), how["device"])
         write_recipe(path, recipe, f"chosen for {name}")
-    values, without = {f"{name}/{CHOSEN}": recipe}, plain(recipe)
-    compared = without.stages != recipe.stages
-    if compared:
-        values = {f"{name}/{PLAIN}": without} | values
+    values, both = {f"{name}/{CHOSEN}": recipe}, compared(recipe)
+    if both:
+        values = {f"{name}/{PLAIN}": plain(recipe)} | values
         if not (folder / f"{PLAIN}.yaml").exists():
-            write_recipe(folder / f"{PLAIN}.yaml", without, f"the plain baseline for {name}")
+            write_recipe(folder / f"{PLAIN}.yaml", plain(recipe), f"the plain baseline for {name}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* no test image of")  # said before, and beside the scores
         folders = run_all(values, seeds, **how)
     if not folders:
         return
     print_table(folders)
-    if compared:
+    if both:
         print_gained([(folder / PLAIN / str(seed), folder / CHOSEN / str(seed)) for seed in seeds])
-    page = build(find([folder]), folder / PAGE, baseline=PLAIN if compared else None)
+    page = build(find([folder]), folder / PAGE, baseline=PLAIN if both else None)
     typer.echo(f"report: {page.resolve()}")
 
 
@@ -65,10 +64,11 @@ def choose(data: Path, sets: Sequence[str], minutes: float, fetch: bool, seeds: 
     """Look, choose, time a few steps, choose the rest, and print why."""
     from dataclasses import replace
 
-    from ..advice import described, machine, pace, plain, planned, seconds, settled
-    from ..advice.choices import recipe_of
+    from ..advice import compared, described, machine, pace, plain, planned, recipe_of, seconds, settled
     from ..devices import accelerated
-    from ..rebuilt import load
+    from ..experiment import refuse_impossible
+    from ..rebuilt import build, load
+    from ..recipe import changed
 
     if not minutes > 0:
         raise ValueError(f"--minutes {minutes:g}: give the minutes that all runs may take, e.g. 30")
@@ -77,8 +77,12 @@ def choose(data: Path, sets: Sequence[str], minutes: float, fetch: bool, seeds: 
     plan, console = planned(found, here), unbroken()
     for said in [*described(found), f"machine: {here.title}, {here.memory / 2**30:.1f} GB of memory free"]:
         console.print(said, highlight=False, markup=False, soft_wrap=True)
-    own = [each for each in sets if each.startswith(("data.", "model."))]
+    own = [each for each in sets if each.startswith(("data.", "model.", "model="))]
     draft = changed(recipe_of(plan, [plan.stage], ""), own)
+    if plan.tuned and type(draft.model) is not type(plan.model):  # for which there are no pretrained weights
+        plan = planned(found, replace(here, weights=()))
+        plan = replace(plan, reasons=tuple(each for each in plan.reasons if each.what != "network"))
+        draft = changed(recipe_of(plan, [plan.stage], ""), own)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         images = load(draft, Path(), 0)
@@ -91,10 +95,11 @@ def choose(data: Path, sets: Sequence[str], minutes: float, fetch: bool, seeds: 
         recipe, needed = advice.recipe, advice.minutes
         if sets:
             recipe = named(changed(recipe, sets), recipe, sets)
-            both = [recipe] if plain(recipe).stages == recipe.stages else [recipe, plain(recipe)]
+            refuse_impossible(recipe, images, build(recipe, images, 0))
+            both = [recipe, plain(recipe)] if compared(recipe) else [recipe]
             needed = sum(seconds(each, images, device, found.reading) for each in both) / 60
     print_reasons(advice.reasons, sets)
-    trained = "this recipe" if plain(recipe).stages == recipe.stages else "this recipe and the plain baseline"
+    trained = "this recipe and the plain baseline" if compared(recipe) else "this recipe"
     trained += f", {seeds} seeds" * (seeds > 1)
     console.print(f"training {trained}: about {spelled(needed * seeds)}", highlight=False)
     return recipe
@@ -117,7 +122,7 @@ def chosen_before(path: Path, top: Path, sets: Sequence[str], root: Path) -> Rec
     from dataclasses import replace
 
     from ..rebuilt import load
-    from ..recipe import read
+    from ..recipe import changed, read
     from ..runs import find
 
     recipe, again = read(path), f"remove {path.parent} to choose anew, or choose another --out"
@@ -131,16 +136,6 @@ def chosen_before(path: Path, top: Path, sets: Sequence[str], root: Path) -> Rec
             raise ValueError(f"{run.path} was trained on other images than are in {top} now: {again}")
     typer.echo(f"recipe: {path}, chosen before ({again})")
     return recipe
-
-
-def changed(recipe: Recipe, sets: Sequence[str]) -> Recipe:
-    """The recipe with `a.b=c` replaced for each of `sets`."""
-    from ..recipe import from_tree, replaced, to_tree
-
-    tree = to_tree(recipe)
-    for assignment in sets:
-        tree = replaced(tree, assignment)
-    return from_tree(tree)
 
 
 def named(recipe: Recipe, before: Recipe, sets: Sequence[str]) -> Recipe:
@@ -166,19 +161,18 @@ def write_recipe(path: Path, recipe: Recipe, what: str) -> None:
 def print_reasons(reasons: Sequence[Reason], sets: Sequence[str]) -> None:
     """A line for each choice: what, its value, why."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_column(style="dim", overflow="fold")
+    rows, console = table(), unbroken()
+    rows.show_header = False
+    rows.add_column(style="bold")
+    rows.add_column()
+    rows.add_column(style="dim", overflow="fold")
     for each in reasons:
-        table.add_row(*map(escape, each))
+        rows.add_row(*map(escape, each))
     for assignment in sets:
-        table.add_row("--set", escape(assignment), "by hand, whatever stands above")
-    console = unbroken()
+        rows.add_row("--set", escape(assignment), "by hand, whatever stands above")
     console.print()
-    console.print(table)
+    console.print(rows)
     console.print()
 
 

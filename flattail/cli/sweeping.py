@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, Out, Root, Sets, mistakes_told, numbers, unbroken
+from .options import Device, One, Out, Root, Sets, mistakes_told, numbers, one_recipe
 from .printed import print_table
+from .screen import note, table, unbroken
 
 if TYPE_CHECKING:
     from ..sweep.chosen import Outcome
 
 
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flattail.")],
+    recipe: One,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,17 +44,13 @@ def sweep(
     with mistakes_told(again="the same command goes on"):
         finals = [] if final_seeds == "none" else numbers(final_seeds, option="--final-seeds")
         asked = numbers(seeds)
-        from ..recipe import found, label, read
-        from ..sweep.settings import examined, swept
+        from ..recipe import label
+        from ..sweep.apart import examined
+        from ..sweep.settings import swept
         from ..sweep.space import axis
 
-        (path, *more) = found([recipe])
-        if more:
-            raise ValueError(f"{recipe} is a folder of {len(more) + 1} recipes: sweep one of them")
-        value = swept(
-            read(path, set_ or ()), map(axis, over or ()), trials=trials, seeds=asked, validation=validation,
-            score=score,
-        )  # fmt: skip
+        path, base = one_recipe(recipe, set_)
+        value = swept(base, map(axis, over or ()), trials=trials, seeds=asked, validation=validation, score=score)
         apart = examined(value, root=root, device=device, final=bool(finals))
         folder = out / f"{label(path)}-sweep"
         from ..sweep.chosen import Outcome
@@ -82,20 +79,18 @@ def told_to_wait() -> None:
 def print_trials(outcome: Outcome) -> None:
     """Every trial by its score, with standard errors, and what follows."""
     from rich.markup import escape
-    from rich.table import Table
 
-    from ..sweep.chosen import scored
+    from ..sweep.chosen import score_title
     from ..sweep.space import names
 
     sweep, console = outcome.sweep, unbroken()
     several = ["± over seeds", "behind the best"] if len(sweep.seeds) > 1 else []
-    title = f"{scored(sweep)} on validation images, percent"
     heads = [*names(sweep.axes).values(), "score", "± of images", *several, "seconds", ""]
-    table = Table(*heads, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    rows = table(*heads, title=f"{score_title(sweep)} on validation images, percent")
     for tried in outcome.tried:
         values, score = [escape(text) for text in tried.point.values()], tried.score
         if score is None:
-            table.add_row(*values, "–", "–", *("–" for _ in several), "–", "broke off", style="dim")
+            rows.add_row(*values, "–", "–", *("–" for _ in several), "–", "broke off", style="dim")
             continue
         percent = [f"{100 * score.value:.1f}", f"{100 * score.of_images:.1f}"]
         if several and score.of_seeds is not None and outcome.best.score is not None:
@@ -103,7 +98,7 @@ def print_trials(outcome: Outcome) -> None:
             paired = f"{100 * behind.value:.1f} ± {100 * (behind.of_seeds or 0):.1f}"
             percent += [f"{100 * score.of_seeds:.1f}", "" if tried is outcome.best else paired]
         said = "chosen" if tried is outcome.best else "within one standard error" if tried in outcome.alike else ""
-        table.add_row(*values, *percent, f"{tried.seconds:.0f}", said, style="bold" if said == "chosen" else "")
-    console.print(table)
-    for note in outcome.notes:
-        console.print(f"[dim]{escape(note)}[/dim]", highlight=False)
+        rows.add_row(*values, *percent, f"{tried.seconds:.0f}", said, style="bold" if said == "chosen" else "")
+    console.print(rows)
+    for said in outcome.notes:
+        note(console, said)

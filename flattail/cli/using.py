@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, Root, mistakes_told, unbroken
+from .options import Device, Root, mistakes_told
+from .screen import table, unbroken
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
@@ -101,20 +102,18 @@ def named(unreadable: list[Any]) -> str:
 def print_answers(of: Classifier, rows: Iterator[dict[str, Any]], top: int) -> None:
     """The first answers, and, where there are more, how many images fell to each group."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table, fell = Table("file", box=None, padding=(0, 2, 0, 0)), dict.fromkeys([*of.groups, ""], 0)
-    table.columns[0].overflow = "fold"
-    for column in ("label", "group", "probability", *(["next"] if top > 1 else [])):
-        table.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
+    answers, fell = table(), dict.fromkeys([*of.groups, ""], 0)
+    for column in ("file", "label", "group", "probability", *(["next"] if top > 1 else [])):
+        answers.add_column(column, overflow="fold", justify="right" if column == "probability" else "left")
     for row in rows:
         fell[row["group"]] += 1
         if sum(fell.values()) <= SHOWN:
             more = ", ".join(f"{row[f'label_{k}']} {100 * row[f'probability_{k}']:.1f} %" for k in range(2, top + 1))
             said = (row["file"], row["label"], row["group"], f"{100 * row['probability']:.1f} %", more)
-            table.add_row(*map(escape, said[: len(table.columns)]))
+            answers.add_row(*map(escape, said[: len(answers.columns)]))
     console, n = unbroken(), sum(fell.values())
-    console.print(table)
+    console.print(answers)
     if n > SHOWN:
         groups = ", ".join(f"{name or 'in no group'} {each:,}" for name, each in fell.items() if each)
         console.print(f"and {n - SHOWN:,} more, which --out answers.csv keeps; of all: {groups}", highlight=False)
@@ -130,16 +129,14 @@ def export(
 ) -> None:
     """The model for use elsewhere, checked: safetensors, torch.export, ONNX, and a model card."""
     with mistakes_told():
-        from rich.table import Table
-
         from ..export import FORMATS
         from ..export import export as exported
 
         done = exported(run, out, root=root, formats=[name.strip() for name in format_.split(",")])
-        table = Table("file", "largest difference of a logit from torch's", box=None, padding=(0, 2, 0, 0))
+        rows = table("file", "largest difference of a logit from torch's")
         for name, difference in done.differences.items():
-            table.add_row(FORMATS[name].file, f"{difference:.2g}")
-        unbroken().print(table)
+            rows.add_row(FORMATS[name].file, f"{difference:.2g}")
+        unbroken().print(rows)
         typer.echo(f"with config.json and a model card, README.md: {done.folder}")
         for said in done.refused.values():
             typer.secho(f"flattail: {said}", fg="red", err=True)

@@ -27,7 +27,7 @@ class Crop:
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
         h, w = x.shape[-2:]
-        top, left = (uniform(seeds, 2, salt=1) * (2 * self.pad + 1)).long().to(x.device).unbind(1)
+        top, left = (uniform(seeds, 2, salt=1) * (2 * self.pad + 1)).long().to(x.device, non_blocking=True).unbind(1)
         windows = F.pad(x, [self.pad] * 4).unfold(2, h, 1).unfold(3, w, 1)  # [B, ch, 2p+1, 2p+1, H, W], a view
         return windows[torch.arange(len(x), device=x.device), :, top, left]
 
@@ -40,7 +40,7 @@ class Flip:
 
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
-        mirrored = (uniform(seeds, 1, salt=2) < self.p).to(x.device)
+        mirrored = (uniform(seeds, 1, salt=2) < self.p).to(x.device, non_blocking=True)
         return torch.where(mirrored[:, :, None, None], x.flip(-1), x)
 
 
@@ -52,7 +52,7 @@ class Cutout:
 
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
-        draws = uniform(seeds, 2, salt=3).to(x.device)
+        draws = uniform(seeds, 2, salt=3).to(x.device, non_blocking=True)
         inside = []
         for draw, side in zip(draws.unbind(1), x.shape[-2:], strict=True):
             first = (draw * side).long()[:, None] - self.size // 2

@@ -82,7 +82,7 @@ def normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
     size = (1, len(mean)) + (1,) * (x.ndim - 2)
     scale = torch.tensor([1 / (top * s) for s in std]).view(size)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(size)
-    return torch.mul(x, scale.to(x.device)).add_(shift.to(x.device))
+    return torch.mul(x, scale.to(x.device, non_blocking=True)).add_(shift.to(x.device, non_blocking=True))
 
 
 def augmented(x: Tensor, seeds: Tensor, augment: Sequence[Augment] | None) -> Tensor:

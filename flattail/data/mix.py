@@ -68,7 +68,7 @@ class Mixup:
     def __call__(self, x: Tensor, labels: Tensor, counts: Tensor, key: int) -> Mixture:
         """The mixed batch."""
         share, order = float(_drawn(key, self.alpha)[0]), partners(key, len(x))
-        blend = share * x + (1 - share) * x[order.to(x.device)]
+        blend = share * x + (1 - share) * x[order.to(x.device, non_blocking=True)]
         return Mixture(blend, order, torch.full((len(x),), share, dtype=torch.float64))
 
 
@@ -91,7 +91,7 @@ class CutMix:
         order = partners(key, len(x))
         (top, bottom), (left, right) = (_span(side, kept, generator) for side in x.shape[-2:])
         pasted = x.clone()
-        pasted[..., top:bottom, left:right] = x[order.to(x.device), :, top:bottom, left:right]
+        pasted[..., top:bottom, left:right] = x[order.to(x.device, non_blocking=True), :, top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (x.shape[-2] * x.shape[-1])
         return Mixture(pasted, order, torch.full((len(x),), share, dtype=torch.float64))
 

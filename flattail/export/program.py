@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..classifier import Classifier
+from ..classifier import Classifier, viewed
 from ..models import Model
 from ..rebuilt import starts
 from ..recipe import built, to_tree
@@ -47,8 +47,7 @@ class Program(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""
-        x = (images - self.mean) / self.std
-        logits = (self.model(x) + self.model(x.flip(-1))) / 2 if self.flip else self.model(x)
+        logits = viewed(self.model, (images - self.mean) / self.std, flip=self.flip)
         return logits if self.scale == 1.0 else self.scale * logits
 
 

@@ -42,7 +42,7 @@ def fitting(counts: Tensor, logits: Tensor) -> Tensor:
             f"counts: {tuple(counts.shape)} does not fit logits of {logits.shape[-1]} classes; "
             "give one training count per class, and build the model with as many classes"
         )
-    return counts.to(logits).clamp(min=1)
+    return counts.to(logits, non_blocking=True).clamp(min=1)
 
 
 def cross_entropy(z: Tensor, y: Tensor, counts: Tensor, weights: str | None) -> Tensor | Weighted:

@@ -51,7 +51,7 @@ class AdversarialFeatures:
             n = at.counts.clamp(min=1).to(at.ones)
             v = (n.max() / n + 0.01).log() / self.rarity
             weight, length = weight * v[at.y], length.to(v) * (v if self.norm == "class" else v[at.y])
-        climb = Radial(lambda w, g, k: torch.zeros_like(g) + length.to(g))
+        climb = Radial(lambda w, g, k: torch.zeros_like(g) + length.to(g, non_blocking=True))
         by = {"sample": None, "class": at.y, "batch": torch.zeros_like(at.y)}[self.norm]
         groups = len(at.counts) if self.norm == "class" else 1
         return [Term("plain", (1 - ramp) * at.ones), Term("adversarial", weight, climb, by=by, groups=groups)]

@@ -68,7 +68,8 @@ class CCSAM:
         def length(weight: Tensor, slope: Tensor, size: int) -> Tensor:
             if self.length == "unit":
                 return torch.full_like(slope, self.scale)
-            return self.scale * size**0.25 * (weight / (2 * (slope + TINY))).sqrt() / n.to(slope) ** 0.25
+            few = n.to(slope, non_blocking=True) ** 0.25
+            return self.scale * size**0.25 * (weight / (2 * (slope + TINY))).sqrt() / few
 
         climb = Radial(length, per_tensor=self.norm == "per-tensor", cap=self.cap)
         flat = Term(

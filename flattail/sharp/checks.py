@@ -35,7 +35,12 @@ def check_number(name: str, value: Any, least: int) -> None:
 
 
 def refuse_wrappers(model: nn.Module) -> None:
-    """Wrappers over which norms or masses would be wrong in silence: FSDP, DTensor, a compiled DDP."""
+    """What is no module, and wrappers that make norms or masses wrong in silence: FSDP, DTensor, a compiled DDP."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is a {type(model).__name__}: the network itself is needed, neither its parameters nor the "
+            "optimiser: write SharpnessAware(model, SAM(rho=0.05))"
+        )
     sharded = dist.is_available() and any(hasattr(p, "device_mesh") for p in model.parameters())
     if isinstance(getattr(model, "_orig_mod", None), DistributedDataParallel):
         raise ValueError("compile first, then wrap: DistributedDataParallel(torch.compile(model))")

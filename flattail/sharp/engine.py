@@ -219,7 +219,7 @@ def weights_step(
                     share, rows = sums.share(n, look), look.rows
                     if rows is None and apart and takes_rows(term.losses or look.losses):
                         rows = members(term)
-                        share = share[rows]
+                        share = share[rows.to(share.device, non_blocking=True)]
                     with processes.quiet(last and merge is None), same_noise(noise.get(look.part), device):
                         values, _, _ = call(term.losses or look.losses, rows, len(share))
                         total = (share * values).sum()

@@ -67,7 +67,7 @@ class Features:
         (g,) = torch.autograd.grad(look.sum_of(name) * scale, z, retain_graph=True)
         a = coefficients(term, look.masses)
         g, still = g.to(a.dtype) / scale, z.detach().to(a.dtype)
-        by = None if term.by is None else term.by.to(z.device)
+        by = None if term.by is None else term.by.to(z.device, non_blocking=True)
 
         def grouped(per_sample: Tensor) -> Tensor:
             return per_sample if by is None else a.new_zeros(term.groups).index_add(0, by, per_sample)

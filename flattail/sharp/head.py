@@ -72,7 +72,7 @@ class Head:
             )
         (z, logits, cast), term = calls[0], look.terms[name]
         by = torch.zeros(len(term.weight), dtype=torch.int64) if term.by is None else term.by
-        by, a = by.to(z.device), coefficients(term, look.masses)
+        by, a = by.to(z.device, non_blocking=True), coefficients(term, look.masses)
         if self.is_linear(term):
             (r,) = torch.autograd.grad(look.sum_of(name) * scale, logits, retain_graph=True)
             slopes = Slopes(z.detach().to(a.dtype), r.to(a.dtype) / scale, by, a)

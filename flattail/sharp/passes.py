@@ -146,7 +146,7 @@ def in_order(looks: Sequence[Look], seen: Sequence[Any]) -> Any:
             isinstance(p, Tensor) and p.ndim and len(p) == len(look.values)
             for look, p in zip(looks, pieces, strict=True)
         )
-        return torch.cat(pieces)[order.to(pieces[0].device)] if per_row else pieces[0]
+        return torch.cat(pieces)[order.to(pieces[0].device, non_blocking=True)] if per_row else pieces[0]
 
     return tree_map(join, *seen)
 

@@ -56,7 +56,9 @@ def _not_negative(*values: float) -> None:
 
 
 def check_radius(radius: Radius) -> None:
-    """Raise ValueError for a negative radius."""
+    """Raise ValueError for a negative radius, and for what is neither a number nor a schedule."""
+    if not isinstance(radius, (int, float)) and not callable(radius):
+        raise ValueError(f"a radius is a number, or a schedule such as Linear(0.05, 0.8), not {radius!r}")
     if isinstance(radius, (int, float)):
         _not_negative(radius)
 

@@ -16,7 +16,7 @@ class Sums:
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self.terms = terms
-        self.total = torch.zeros(2)  # sum of m loss, sum of m
+        self.total = torch.zeros(())  # [2] once something was added: sum of m loss, sum of m
         self.value: dict[str, Tensor] = {}  # sum of a m loss
         self.own: dict[str, Tensor] = {}  # sum of a m; [G] for a grouped term
         self.members: dict[str, Tensor] = {}  # sum of m over members; [G] for a grouped term
@@ -25,8 +25,7 @@ class Sums:
     def add(self, look: Look) -> None:
         """Take in what a look saw from w."""
         values, masses = look.values.detach(), look.masses
-        total = torch.stack([(masses * values).sum(), masses.sum()])
-        self.total = self.total.to(total) + total
+        self.total = self.total + torch.stack([(masses * values).sum(), masses.sum()])
         for n, term in look.terms.items():
             a = coefficients(term, masses)
             new = {
@@ -50,14 +49,16 @@ class Sums:
     def share(self, name: str, look: Look) -> Tensor:
         """What multiplies the loss of each sample in this term, `[B]`."""
         term, divisor = look.terms[name], self.divisor[name]
-        return coefficients(term, look.masses) / (divisor if divisor.ndim == 0 else divisor[term.by])
+        if divisor.ndim and term.by is not None:
+            divisor = divisor[term.by.to(divisor.device, non_blocking=True)]
+        return coefficients(term, look.masses) / divisor
 
 
 def grouped(term: Term, per_sample: Tensor) -> Tensor:
     """The sum over samples; by group `[G]` for a grouped term."""
     if term.by is None:
         return per_sample.sum()
-    return per_sample.new_zeros(term.groups).index_add(0, term.by.to(per_sample.device), per_sample)
+    return per_sample.new_zeros(term.groups).index_add(0, term.by.to(per_sample.device, non_blocking=True), per_sample)
 
 
 def positive(mass: Tensor) -> Tensor:

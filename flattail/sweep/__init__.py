@@ -1,7 +1,8 @@
 """Hyper-parameters chosen on images kept out of training: points of a space are trained, compared, and one is chosen.
 
 space.py      what may vary, and how it is written
-settings.py   a sweep as a value: recipe, space, seeds, what is kept apart, by which score
+settings.py   a sweep as a value: recipe, space, seeds, share kept apart, by which score
+apart.py      which images are kept apart, and whether every point can be trained
 accuracy.py   an accuracy on few images, with its standard error
 trial.py      one recipe with one seed, judged on its validation half
 ledger.py     which trials there are, who does them, what came of them (Optuna)

@@ -100,7 +100,7 @@ class Outcome:
             f"; within one standard error of it: {'; '.join(short(self, t) for t in self.alike)}" if self.alike else ""
         )
         return (
-            f"Chosen by `flattail sweep`: {told(self.best.point)} ({over}), {scored(sweep)} "
+            f"Chosen by `flattail sweep`: {told(self.best.point)} ({over}), {score_title(sweep)} "
             f"{100 * score.value:.1f} ± {100 * score.error:.1f} % (standard error) on {kept}, {seeds}, "
             f"{len(self.tried)} trials{alike}. Test images were not looked at."
         )
@@ -112,7 +112,7 @@ def short(outcome: Outcome, tried: Tried) -> str:
     return ", ".join(f"{called[place]} = {text}" for place, text in tried.point.items())
 
 
-def scored(sweep: Sweep) -> str:
+def score_title(sweep: Sweep) -> str:
     """What is measured."""
     return {"balanced": "balanced accuracy", "all": "accuracy"}.get(
         sweep.score, f"accuracy of the {sweep.score} classes"

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from ..report.panels import COLOURS, GRID, INK, MUTED, plain_log
-from .chosen import Outcome, scored
+from .chosen import Outcome, score_title
 from .space import Values, names
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def drawn(outcome: Outcome) -> str:
         panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for number, ax in enumerate(panels):
             panel(ax, outcome, number)
-        panels[0].set_ylabel(f"{scored(outcome.sweep)}, validation, %")
+        panels[0].set_ylabel(f"{score_title(outcome.sweep)}, validation, %")
         panels[0].set_title(READING, loc="left", fontsize=7.5, color=MUTED)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -25,6 +25,7 @@ from .trial import Judged, answer
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
 STUDY, SETTINGS, TRIALS, BROKEN = "study.log", "sweep.yaml", "trials", "broke-off.json"
 BUSY = -1  # the number of no trial: all that are left are being done by others
@@ -97,8 +98,8 @@ def started(folder: Path, sweep: Sweep) -> None:
         opened(folder)
 
 
-def taken(folder: Path, sweep: Sweep, held: ExitStack) -> tuple[int, Point] | None:
-    """A trial to be done, its lock entered into `held`: one that was interrupted, or a new one; None: all are done.
+def ask(folder: Path, sweep: Sweep, held: ExitStack) -> tuple[int, Point] | None:
+    """A trial to be done, its lock entered into `held`: an interrupted one, or a new one; None: all are done.
 
     (BUSY, {}) while others do what is left.
     """
@@ -118,11 +119,19 @@ def taken(folder: Path, sweep: Sweep, held: ExitStack) -> tuple[int, Point] | No
                 busy = True
             elif trial.state != TrialState.WAITING:
                 begun += 1
-        if begun < sweep.trials:
+        for _ in range(begun, sweep.trials):
             number, point = added(study, sweep)
-            locked(place(folder, number), held)
-            return number, point
+            if (twin := done_before(study, point)) is None:
+                locked(place(folder, number), held)
+                return number, point
+            study.tell(number, twin.values, state=twin.state)
         return (BUSY, {}) if busy else None
+
+
+def done_before(study: Study, point: Point) -> FrozenTrial | None:
+    """The trial that is done of a point which was drawn again: the same seeds would give the same answers."""
+    there = study.get_trials(deepcopy=False)
+    return next((t for t in there if t.state.is_finished() and t.user_attrs.get("point") == point), None)
 
 
 def locked(folder: Path, held: ExitStack) -> bool:
@@ -150,7 +159,7 @@ def added(study: Study, sweep: Sweep) -> tuple[int, Point]:
     return trial.number, point
 
 
-def told(folder: Path, sweep: Sweep, number: int, answers: list[Judged] | str) -> None:
+def tell(folder: Path, sweep: Sweep, number: int, answers: list[Judged] | str) -> None:
     """Write down what came of a trial: the answers of its seeds, or where training broke off."""
     from optuna.trial import TrialState
 
@@ -177,11 +186,14 @@ def left(folder: Path, sweep: Sweep) -> int:
 
 
 def done(folder: Path, sweep: Sweep) -> list[Tried]:
-    """Every trial that is done, in the order in which they began."""
+    """Every point whose trial is done, in the order in which they began."""
     with alone(folder):
         trials = opened(folder).get_trials(deepcopy=False)
-    finished = [t for t in trials if t.state.is_finished() and "point" in t.user_attrs]
-    return [tried(place(folder, t.number), t.number, t.user_attrs["point"], sweep) for t in finished]
+    first: dict[str, FrozenTrial] = {}  # of each point
+    for trial in trials:
+        if trial.state.is_finished() and "point" in trial.user_attrs:
+            first.setdefault(str(trial.user_attrs["point"]), trial)
+    return [tried(place(folder, t.number), t.number, t.user_attrs["point"], sweep) for t in first.values()]
 
 
 def tried(folder: Path, number: int, point: Point, sweep: Sweep) -> Tried:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import nn
 
-from ..data import LongTail
-from ..experiment import build, load, refuse_impossible
-from ..rebuilt import begun_from
 from ..recipe import Recipe, RecipeError, from_tree, identity, replaced, to_tree
-from ..train import accelerated
 from .accuracy import SCORES
 from .space import Point, Range, Values, axis, points
 
@@ -138,84 +128,3 @@ def placed(tree: Any, point: Point) -> Any:
 def told(point: Point) -> str:
     """A point in words: `stages.*.method.rho = 0.1, ...`."""
     return ", ".join(f"{place} = {text}" for place, text in point.items())
-
-
-@dataclass(frozen=True)
-class Apart:
-    """The images that are kept out of training, with the first seed."""
-
-    train: int  # images left to train on
-    images: tuple[int, ...]  # kept apart of each class [C]
-
-    def __str__(self) -> str:
-        one, n = self.images.count(1), sum(self.images)
-        tail = f"; {one} classes have a single one" if one > 1 else "; one class has a single one" if one else ""
-        some = [k for k in self.images if k]
-        return f"{n} validation images beside {self.train} to train on, {min(some)} to {max(some)} a class{tail}"
-
-
-def examined(sweep: Sweep, *, root: Path, device: str | None, final: bool) -> Apart:
-    """What is kept apart. ValueError for data, models and points that cannot be, before anything is written."""
-    if find_spec("optuna") is None:
-        raise ImportError("`flattail sweep` needs Optuna: pip install 'flattail[sweep]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("a trial is one process: run `flattail sweep` without torchrun, and with --jobs")
-    accelerated(device, sweep.recipe.precision)
-    init, seed = sweep.recipe.stages[0].init, sweep.seeds[0]
-    if init is not None and final and sweep.validation:
-        raise ValueError(
-            f"recipe.stages[0].init: {init} was trained on a part of the images, and the final runs need one "
-            "that was trained on all of them: write both stages into one recipe, or add --final-seeds none"
-        )
-    data: dict[str, LongTail] = {}
-    models: dict[str, nn.Module] = {}
-    first: Apart | None = None
-    for point in points(sweep.axes):
-        recipe = sweep.at(point)
-        key = repr((recipe.data, recipe.model, recipe.stages[0].init))
-        if key not in models:
-            data[key] = halves(recipe, root, seed)
-            named = groups(recipe, data[key]).get(sweep.score, [0])
-            if not named:
-                raise ValueError(f"--score {sweep.score}: {data[key].title} has no such classes")
-            with torch.random.fork_rng():
-                models[key] = begun(recipe, data[key], seed)
-        try:
-            refuse_impossible(recipe, data[key], models[key])
-        except RecipeError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{told(point)}: {error}") from error
-        half = data[key].val
-        assert half is not None
-        first = first or Apart(
-            len(data[key].train), tuple(torch.bincount(half.y, minlength=data[key].classes).tolist())
-        )
-    assert first is not None
-    return first
-
-
-def halves(recipe: Recipe, root: Path, seed: int) -> LongTail:
-    """The recipe's data with the validation half in the test half's place: test images cannot be looked at.
-
-    ValueError where there is no validation half.
-    """
-    data = load(recipe, root, seed)
-    if data.val is None:
-        raise ValueError(
-            f"--validation 0 asks for the validation half of the data, and {data.title} have none: e.g. 0.2"
-        )
-    return dataclasses.replace(data, test=data.val)
-
-
-def groups(recipe: Recipe, data: LongTail) -> dict[str, list[int]]:
-    """The classes that are many, medium and few by all training images, those kept apart too, as in the final runs."""
-    assert data.val is not None
-    kept = torch.bincount(data.val.y, minlength=data.classes) if recipe.protocol.validation else 0
-    return {name: mask.nonzero()[:, 0].tolist() for name, mask in data.shots.group(data.counts + kept).items()}
-
-
-def begun(recipe: Recipe, data: LongTail, seed: int) -> nn.Module:
-    """The model that training begins with."""
-    init = recipe.stages[0].init
-    return build(recipe, data, seed) if init is None else begun_from(init, recipe, data, seed).model

@@ -11,12 +11,11 @@ from typing import Any
 from .. import runs
 from ..checkpoint import remove
 from ..data.longtail import LongTail
-from ..devices import synchronised
 from ..experiment import CHECKPOINT, warnings
 from ..recipe import Recipe, identity
 from ..scores import evaluate
 from ..train import accelerated, fit, logits_of
-from .settings import begun, groups, halves
+from .apart import begun, groups, halves
 
 VALIDATION = "validation.json"
 
@@ -40,13 +39,13 @@ def validated(
     *,
     root: Path,
     device: str | None,
-    workers: int = 4,
+    workers: int = 0,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Judged:
     """Train a recipe whose protocol keeps images apart, and judge its last epoch on them.
 
     `folder` keeps the log, the checkpoint from which an interrupted training goes on, and the answer, which is returned
-    at once if it is there. Neither weights nor trackers.
+    at once if it is there. Neither weights nor trackers. `workers`: processes that read images not held in memory.
 
     Raises:
         FloatingPointError: at a loss or slope that is not finite.
@@ -59,16 +58,10 @@ def validated(
     accelerator = accelerated(device, recipe.precision)
     data: LongTail = halves(recipe, root, seed)
     model = begun(recipe, data, seed)
-    if recipe.sync_batchnorm:
-        model = synchronised(model, accelerator)
-    first = True
+    append = runs.appender(folder)
 
     def keep(row: dict[str, Any]) -> None:
-        nonlocal first
-        if first:
-            runs.truncate_log(folder, row["epoch"])
-        first = False
-        runs.append_row(folder, row)
+        append(row)
         on_epoch(row)
 
     fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import runs
 from ..checkpoint import Interrupted
-from ..jobs import Worker, end_with_parent, heard
-from .ledger import BROKEN, BUSY, TRIALS, left, place, taken, told
-from .settings import Sweep
-from .settings import told as spelled
-from .trial import VALIDATION, validated
+from ..data.loading import workers_here
+from ..jobs import bar, end_with_parent, heard, start
+from .ledger import BROKEN, BUSY, TRIALS, ask, left, place, tell
+from .settings import Sweep, told
+from .space import Point
+from .trial import VALIDATION, Judged, validated
 
 LOOK = 0.5  # seconds between looks at what others do
 
@@ -36,53 +34,49 @@ def all_done(folder: Path, sweep: Sweep, *, jobs: int, root: Path, device: str |
         ValueError: what a trial could not be done for, which is the user's to mend; the same call goes on.
         Interrupted: after SIGTERM or SIGINT; the same call goes on.
     """
-    columns = (
-        TextColumn("epochs of all trials"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress, leaving():
-        task = progress.add_task("", total=epochs(sweep), said="")
+    with bar() as progress, leaving():
+        task = progress.add_task("epochs of all trials", total=epochs(sweep), said="")
 
         def shown(said: str = "") -> None:
             progress.update(task, completed=logged(folder, sweep))
             if said:
                 progress.update(task, said=said)
 
-        how: dict[str, Any] = {"root": root, "device": device}
-        if (some := min(jobs, left(folder, sweep))) <= 1:
+        some = max(min(jobs, left(folder, sweep)), 1)
+        how: dict[str, Any] = {"root": root, "device": device, "workers": workers_here(some)}
+        if some == 1:
             work(folder, sweep, on=shown, **how)
         else:
             several(folder, sweep, some, shown, how)
-        shown("done")
+        progress.update(task, completed=epochs(sweep), said="done")
 
 
-def work(folder: Path, sweep: Sweep, *, root: Path, device: str | None, on: Callable[[str], None]) -> None:
-    """Do trials until there is none left to do, and none that others do."""
+def work(folder: Path, sweep: Sweep, *, on: Callable[[str], None], **how: Any) -> None:
+    """Do trials until there is none left to do, and none that others do; `how`: see `validated`."""
     while True:
         with ExitStack() as held:
-            found = taken(folder, sweep, held)
+            found = ask(folder, sweep, held)
             if found is None:
                 return
             number, point = found
             if number == BUSY:
                 on("others do the rest")
             else:
-                on(f"trial {number}: {spelled(point)}")
-                told(folder, sweep, number, answers(folder, sweep, number, point, root=root, device=device, on=on))
+                on(f"trial {number}: {told(point)}")
+                tell(folder, sweep, number, answers(place(folder, number), sweep, point, on, how))
         if number == BUSY:
             time.sleep(LOOK)
 
 
 def answers(
-    folder: Path, sweep: Sweep, number: int, point: dict[str, str], *, root: Path, device: str | None,
-    on: Callable[[str], None],
-) -> Any:  # fmt: skip
+    folder: Path, sweep: Sweep, point: Point, on: Callable[[str], None], how: dict[str, Any]
+) -> list[Judged] | str:
     """What a trial's models answer to their validation images, seed by seed, or where training broke off."""
     found = []
     for seed in sweep.seeds:
-        here = place(folder, number) / f"seed-{seed}"
+        here = folder / f"seed-{seed}"
         try:
-            found.append(validated(sweep.at(point), seed, here, root=root, device=device, on_epoch=lambda row: on("")))
+            found.append(validated(sweep.at(point), seed, here, on_epoch=lambda row: on(""), **how))
         except FloatingPointError as error:
             return f"seed {seed}: {error}"
     return found
@@ -132,7 +126,7 @@ def leaving() -> Iterator[None]:
 def several(folder: Path, sweep: Sweep, jobs: int, on: Callable[[str], None], how: dict[str, Any]) -> None:
     """Processes that share the cores; a failing one does not stop the others. SIGTERM and SIGINT stop all of them."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    workers = [begun(folder, sweep, threads, how) for _ in range(jobs)]
+    workers = [start(work_apart, folder, sweep, threads=threads, **how) for _ in range(jobs)]
     on(f"{len(workers)} at a time")
     try:
         while alive := [w.process.sentinel for w in workers if w.process.is_alive()]:
@@ -148,19 +142,7 @@ def several(folder: Path, sweep: Sweep, jobs: int, on: Callable[[str], None], ho
         raise ValueError("; ".join(dict.fromkeys(said)))
 
 
-def begun(folder: Path, sweep: Sweep, threads: int, how: dict[str, Any]) -> Worker:
-    """A process that works, forked from one that has imported torch already where there is fork."""
-    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(kind)
-    context.set_forkserver_preload(["flattail.sweep.workers"])
-    said, tell = context.Pipe(duplex=False)
-    process = context.Process(target=work_apart, args=(folder, sweep, threads, tell), kwargs=how)
-    process.start()
-    tell.close()
-    return Worker(process, said)
-
-
-def work_apart(folder: Path, sweep: Sweep, threads: int, tell: Connection, **how: Any) -> None:
+def work_apart(folder: Path, sweep: Sweep, *, threads: int, tell: Connection, **how: Any) -> None:
     """`work` in a process of its own; the user's mistakes are told, others are tracebacks."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -1,7 +1,10 @@
-"""The Places-LT recipe on a small tree, for processes to be killed: `python large_run.py ROOT OUT [--resume]`."""
+"""The Places-LT recipe on a small tree, to be killed: `python large_run.py ROOT OUT PROCESSES [--resume]`."""
 
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from forked import forked
 
 from flattail.experiment import run
 from flattail.recipe import read, shipped
@@ -22,6 +25,11 @@ def trained(root: Path, out: Path, *, resume: bool = False, on_step=lambda place
     )
 
 
+def told(place, steps):
+    """A line for every step."""
+    print(*place, flush=True)
+
+
 if __name__ == "__main__":
-    root, out, *more = sys.argv[1:]
-    trained(Path(root), Path(out), resume="--resume" in more, on_step=lambda place, steps: print(*place, flush=True))
+    root, out, processes, *more = sys.argv[1:]
+    forked(int(processes), lambda rank: trained(Path(root), Path(out), resume="--resume" in more, on_step=told))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from large_run import trained
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from trees import scaled_places
 
 SCRIPT = str(Path(__file__).with_name("large_run.py"))
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,26 @@ def of(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def killed(command, out):
+def killed(root, out, *, processes):
     """Start a run in a process group of its own, and kill all of it in the middle of the second epoch."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, *out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+        [sys.executable, SCRIPT, str(root), str(out), str(processes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
     )
     said = []
     for line in process.stdout:
         said.append(line)
         if line.endswith("1 0 3\n"):
             break
+    forked = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    psutil.wait_procs(forked, timeout=20)  # who holds the lock has to be gone, too
     assert process.returncode == -signal.SIGKILL, "".join(said)
 
 
@@ -71,7 +78,7 @@ def test_the_recipe_trains_and_says_what_it_skipped(scenes):
 
 def test_killed_and_resumed_is_bit_for_bit_the_same(scenes, tmp_path):
     root, _, _, one = scenes
-    killed([sys.executable, SCRIPT, str(root)], [str(tmp_path)])
+    killed(root, tmp_path, processes=1)
     half = tmp_path / "scenes" / "0"
     assert (half / "checkpoint.pt").exists() and not (half / "scores.json").exists()
     torch.set_num_threads(1)
@@ -86,12 +93,12 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(scenes, tmp_path):
 @pytest.mark.timeout(240)
 def test_two_processes_killed_and_resumed_give_what_one_gives(scenes, tmp_path):
     root, _, _, one = scenes
-    killed([*TWO, SCRIPT, str(root)], [str(tmp_path)])
+    killed(root, tmp_path, processes=2)
     done = subprocess.run(
-        [*TWO, SCRIPT, str(root), str(tmp_path), "--resume"], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, SCRIPT, str(root), str(tmp_path), "2", "--resume"], env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     two = tmp_path / "scenes" / "0"
     assert of(two, "env")["processes"] == 2
     assert of(two, "env")["unread"] == of(one, "env")["unread"]

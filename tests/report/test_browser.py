@@ -1,5 +1,6 @@
 """The page in a real browser: no error, no request, sorting, hiding, pointing, phone, dark mode, paper."""
 
+import re
 import shutil
 
 import pytest
@@ -114,17 +115,27 @@ def test_a_hidden_method_is_gone_from_tables_and_figures(page, place):
 
 
 def test_pointing_tells_bars_lines_and_cells(page):
-    def tip_at(selector, share):
-        box = page.locator(selector).first
-        box.scroll_into_view_if_needed()
-        at = box.bounding_box()
-        page.mouse.move(at["x"] + share[0] * at["width"], at["y"] + share[1] * at["height"])
-        return page.inner_text(".tip") if page.locator(".tip").is_visible() else ""
+    from playwright.sync_api import expect
 
-    assert tip_at("svg [data-bar^='ce · few'] path", (0.5, 0.5)).startswith("ce · few ")
-    assert tip_at(".matrix td.right[data-tip], .matrix td.right[title]", (0.5, 0.5)).startswith("0 called 0: ")
-    svg = page.locator("svg[aria-label='training loss']").first
-    svg.scroll_into_view_if_needed()
+    def shown(selector):
+        """Scrolled to, and the event of scrolling over, which hides what is told."""
+        found = page.locator(selector).first
+        found.scroll_into_view_if_needed()
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return found
+
+    def point_at(selector, share):
+        at = shown(selector).bounding_box()
+        page.mouse.move(at["x"] + share[0] * at["width"], at["y"] + share[1] * at["height"])
+
+    tip = page.locator(".tip")
+    point_at("svg [data-bar^='ce · few'] path", (0.5, 0.5))
+    expect(tip).to_have_text(re.compile(r"^ce · few "))
+    expect(tip).to_be_visible()
+    point_at(".matrix td.right[data-tip], .matrix td.right[title]", (0.5, 0.5))
+    expect(tip).to_have_text(re.compile("^0 called 0: "))
+    expect(tip).to_be_visible()
+    shown("svg[aria-label='training loss']")
     at = page.evaluate(
         """() => { const svg = document.querySelector("svg[aria-label='training loss']");
         const path = svg.querySelector("g[data-line] path").getAttribute("d"), box = svg.getBoundingClientRect();
@@ -133,9 +144,9 @@ def test_pointing_tells_bars_lines_and_cells(page):
         return [box.left + scale * x, box.top + scale * y]; }"""
     )
     page.mouse.move(*at)
-    assert " · epoch 10 · training loss 0." in page.inner_text(".tip")
+    expect(tip).to_contain_text(" · epoch 10 · training loss 0.")
     page.mouse.move(5, 5)
-    assert not page.locator(".tip").is_visible()
+    expect(tip).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [390, 760, 1200])

@@ -160,6 +160,12 @@ def test_sharded_models_are_refused():
         SharpnessAware(nn.Sequential(FullyShardedDataParallel()), SAM())
 
 
+@pytest.mark.parametrize("what", [mlp().parameters(), torch.optim.SGD(mlp().parameters()), list(mlp().parameters())])
+def test_the_network_is_needed_and_not_what_other_wrappers_take(what):
+    with pytest.raises(ValueError, match="the network itself is needed, neither its parameters nor the optimiser"):
+        SharpnessAware(what, SAM())
+
+
 def test_a_real_dtensor_is_refused():
     from torch.distributed.tensor import DTensor
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -191,6 +197,8 @@ def test_a_head_method_needs_a_head(method):
 @pytest.mark.parametrize(
     "make, words",
     [
+        (lambda: SAM(rho="0.1"), r"a radius is a number, or a schedule such as Linear\(0.05, 0.8\), not '0.1'"),
+        (lambda: ASAM(rho=None), "a radius is a number"),
         (lambda: CCSAM(scale=-1.0), "scale"),
         (lambda: CCSAM(cap=0.0), "cap"),
         (lambda: CCSAM(mix=1.5), "mix"),

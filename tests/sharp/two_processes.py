@@ -1,14 +1,11 @@
-"""Run by torchrun on two processes: a DistributedDataParallel against explicit slopes and one process's joined batch.
+"""On two processes: a DistributedDataParallel against explicit slopes and one process's joined batch.
 
 Every process holds the whole batch too, so each makes both sides of its comparisons. Prints "<case> ok" per case.
 """
 
-import os
 import re
 import sys
-import traceback
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cases import BLIND, CLASSES, EVERY, HEADS, INSIDE, LAYERS, MERGED, WEIGHTS, close, data, flat, mlp
+from forked import forked
 
 from flattail.sharp import ERM, SAM, SSESAM, FocalSAM, ImbSAM, Weighted
 
 MASSES = torch.tensor([0.2, 0.5, 0.7, 1.1, 2.0, 5.0], dtype=torch.float64)
-STEPS = 5
+STEPS = 5  # two where the matter is who holds what
 SCHEDULED = {"sam-steps", "sam-linear", "imbsam-few", "window", "every"}  # the same terms as others, at other times
 ALIKE = {"wsam-weak", "gradient-norm", "look-sam", "every-gsam", "lpf-rising", "features-batch", "features-rarity"} | {
     "perturbation-3",
@@ -55,7 +53,7 @@ def split(case, x, y, rank):
 
 
 def train(model, method, batches, *, micro=1, rows=False, **how):
-    """Five SGD steps; the weights afterwards."""
+    """SGD steps; the weights afterwards."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-3)
     aware, losses = flat(model, method, **how), []
@@ -73,23 +71,23 @@ def wrap(model, **kw):
 
 
 @cache
-def one_process(label, head):
-    """Five steps on the whole batch."""
-    return train(mlp(head=head), EVERY[label], [data(seed) for seed in range(STEPS)])
+def one_process(label, head, steps):
+    """Some steps on the whole batch."""
+    return train(mlp(head=head), EVERY[label], [data(seed) for seed in range(steps)])
 
 
-def joined(rank, case, label, micro, rows, head="linear", **kw):
-    whole = [data(seed) for seed in range(STEPS)]
+def joined(rank, case, label, micro, rows, head="linear", steps=2, **kw):
+    whole = [data(seed) for seed in range(steps)]
     mine = [split(case, x, y, rank) for x, y in whole]
     got, loss = train(wrap(mlp(head=head), **kw), EVERY[label], mine, micro=micro, rows=rows, climb_together=True)
-    expected, loss_whole = one_process(label, head)
+    expected, loss_whole = one_process(label, head, steps)
     close(got, expected, 1e-12)
     torch.testing.assert_close(loss, loss_whole, rtol=1e-11, atol=0)
 
 
 def test_joined_batch(rank):
     for label in EVERY:
-        joined(rank, "uneven", label, 1, False)
+        joined(rank, "uneven", label, 1, False, steps=STEPS)
 
 
 def test_rank_without_tail(rank):
@@ -354,19 +352,16 @@ def test_memory_rests_on_all_where_one_is_not_finite(rank):
         assert not all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=40))
-    assert dist.get_world_size() == 2 == int(os.environ["WORLD_SIZE"])
-    wanted = sys.argv[1:]
+def every(rank):
+    """Those that were named, or all; each says that it has come to its end."""
+    assert dist.get_world_size() == 2
     for name, case in list(globals().items()):
-        if name.startswith("test_") and (not wanted or name in wanted):
-            try:
-                case(dist.get_rank())
-            except BaseException:
-                print(f"[{dist.get_rank()}] {name}\n{traceback.format_exc()}", flush=True)
-                os._exit(1)
+        if name.startswith("test_") and (len(sys.argv) == 1 or name in sys.argv[1:]):
+            case(rank)
             dist.barrier()
-            if dist.get_rank() == 0:
+            if rank == 0:
                 print(f"{name} ok", flush=True)
-    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    forked(2, every, seconds=40)
