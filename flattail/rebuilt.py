@@ -21,9 +21,15 @@ from .starts import Start, shaped
 def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
     """The recipe's data, normalised as the model wants them; with a validation half if the protocol asks for one.
 
-    Raises ValueError if the protocol selects on a validation half, and there is none.
+    Raises FileNotFoundError, with the root, for data that are not there, and ValueError if the protocol selects on a
+    validation half, and there is none.
     """
-    data = recipe.data.load(Path(root))
+    try:
+        data = recipe.data.load(Path(root))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Data are looked for under {root}: --root or FLATTAIL_DATA says where"
+        ) from error
     wanted = getattr(recipe.model, "normalisation", None)
     if wanted is not None and (statistics := wanted(data.channels)) is not None:
         data = data.normalised(*statistics)

@@ -12,7 +12,7 @@ from flattail import runs
 from flattail.answers import logits_of
 from flattail.checkpoint import Interrupted
 from flattail.examine import examine
-from flattail.experiment import restored, run, scored
+from flattail.experiment import load, restored, run, scored
 from flattail.imported import import_run
 from flattail.models import Aligned, ResNet8, Scaled
 from flattail.recipe import EvaluationProtocol, from_tree, identity
@@ -208,3 +208,9 @@ def test_test_images_do_not_choose_tau(tmp_path):
 def test_rates_are_a_mapping_or_a_list_of_pairs():
     a, b = (recipe(HEAD | {"rates": rates}) for rates in ({"bias": 2.0, "head": 0.5}, [["bias", 2.0], ["head", 0.5]]))
     assert a == b and a.stages[0].rates == (("bias", 2.0), ("head", 0.5)) and a.model == ResNet8(width=4)
+
+
+def test_data_that_are_not_there_are_told_with_their_root(tmp_path):
+    recipe = from_tree(DIGITS | {"data": "places-lt", "stages": [{"epochs": 1}]})
+    with pytest.raises(FileNotFoundError, match=r"Places_LT_train.*looked for under .*--root or FLATTAIL_DATA"):
+        load(recipe, tmp_path, 0)
