@@ -111,7 +111,8 @@ def around_lines(runs: Sequence[Run], figure: str) -> list[str]:
         return []
     said = (
         "Training cross-entropy under Gaussian noise on the classifier, mean and sd over directions, of "
-        f"{', '.join(found)}; one seed each: `flattail analyse RUN landscape`."
+        f"{', '.join(found)}; one seed each: `flattail analyse RUN landscape`. The logits of cosine heads are "
+        "taken as they are, without their loss's scale, and so their loss can be neither small nor large."
     )
     heading = "## Loss around the classifier, as in figure 1 of CC-SAM"
     return [heading, "", said, "", f"![Loss against the norm ratio of noise]({figure})", ""]
