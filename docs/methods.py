@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 import yaml
-from scipy.stats import t
-from torch import nn
 
-from flattail import SAM, SharpnessAware, Split
+from flattail import SAM
 from flattail.catalogue import fields
-from flattail.runs import Run, find
+from flattail.recipe import to_tree
+from flattail.runs import Run
 from flattail.sharp import METHODS, Method
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "results"))
+
+from measures import GROUPS, accuracy, average, change, kept, paired, passes, spread  # noqa: E402
+
 PAGES = HERE / "methods"
-RESULTS = HERE.parent / "results"
 SOURCES: dict[str, Any] = yaml.safe_load((PAGES / "sources.yaml").read_text())
 BLOCK = re.compile(r"(<!-- docs/methods.py: (\w+) -->\n).*?(<!-- to here -->\n)", re.S)
 # passes that the defaults do not show: page -> (what it is, fields)
@@ -38,21 +37,9 @@ VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "pgd": [("`threshold: 1.0`", {"threshold": 1.0})],
     "window": [("`start: 0.8`", {"start": 0.8})],
 }
-STEPS = 20
-ALIKE = (
-    "epochs",
-    "loss",
-    "sampler",
-    "optim",
-    "schedule",
-    "batch",
-    "augment",
-    "mix",
-    "init",
-    "train",
-    "carry",
-)  # of a stage
-GROUPS = ("many", "medium", "few", "all")
+ALIKE = (  # of a stage
+    "epochs", "loss", "sampler", "optim", "schedule", "batch", "augment", "mix", "init", "train", "carry",
+)  # fmt: skip
 
 
 def page(name: str) -> str:
@@ -71,33 +58,24 @@ def made(name: str, given: dict[str, Any]) -> Method:
     return cls(**(inner | given))
 
 
-def passes(method: Method) -> list[tuple[int, int]]:
-    """(forwards, backwards) of every step of a small training of ten classes."""
-    torch.manual_seed(0)
-    net = Split(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 10))
-    flat = SharpnessAware(net, method, [5000 >> c for c in range(10)])
-    x, y, taken = torch.randn(40, 4), torch.arange(40) % 10, []
-    for step in range(STEPS):
-        flat.backward(lambda: F.cross_entropy(net(x), y, reduction="none"), y, step / STEPS, step=step)
-        assert flat.outcome is not None
-        taken.append((flat.outcome.forwards, flat.outcome.backwards))
-    return taken
+def counted(method: Method) -> Sequence[tuple[int, int]]:
+    """(forwards, backwards) of every step of a small training."""
+    return passes(json.dumps(to_tree(method)))
 
 
-def said(taken: list[tuple[int, int]]) -> str:
+def said(taken: Sequence[tuple[int, int]]) -> str:
     """Passes a step, with the share of steps where there are several kinds."""
     kinds = list(dict.fromkeys(taken))
     if len(kinds) == 1:
         return "{}F + {}B".format(*kinds[0])
     parts = [f"{f}F + {b}B in {100 * taken.count((f, b)) / len(taken):.0f} %" for f, b in kinds]
-    forwards, backwards = (mean(each) for each in zip(*taken, strict=True))
-    return f"{', '.join(parts)} of the steps; on average {forwards:.3g}F + {backwards:.3g}B"
+    return f"{', '.join(parts)} of the steps; on average {average(taken)}"
 
 
 def cost(name: str) -> str:
     """The passes of the method's defaults and of what differs from them."""
     rows = [("with its defaults", {}), *VARIANTS.get(name, [])]
-    lines = [f"| {what} | {said(passes(made(name, given)))} |" for what, given in rows]
+    lines = [f"| {what} | {said(counted(made(name, given)))} |" for what, given in rows]
     return "\n".join(["| | passes a step |", "| --- | --- |", *lines])
 
 
@@ -122,24 +100,6 @@ def cell(text: str) -> str:
 
 
 # ---- what was measured -------------------------------------------------------------------------------------
-
-
-@cache
-def kept() -> list[Run]:
-    """The finished runs under results/."""
-    return [run for run in find([RESULTS]) if run.recipe and run.scores]
-
-
-def accuracy(run: Run, group: str) -> float:
-    """In percent, of a group of classes or of all."""
-    assert run.scores is not None
-    scores = run.scores["scores"]
-    return 100 * (scores["balanced"] if group == "all" else scores["groups"][group])
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def names(method: Any) -> Iterator[str]:
@@ -178,8 +138,8 @@ def measured(name: str) -> str:
             continue
         cells = [spread([accuracy(run, g) for run in seeds.values()]) for g in GROUPS]
         partner = partners.get(plain(recipe), {})
-        pairs = [accuracy(seeds[s], "all") - accuracy(partner[s], "all") for s in seeds if s in partner]
-        lines.append(f"| {recipe['title']} (`{label}`) | {' | '.join(cells)} | {difference(pairs)} | {len(seeds)} |")
+        delta = change(paired(seeds, partner, "all"))
+        lines.append(f"| {recipe['title']} (`{label}`) | {' | '.join(cells)} | {delta} | {len(seeds)} |")
     if not lines:
         return "Nothing yet: [results](../../results/README.md) has no run of it."
     head = [
@@ -191,14 +151,6 @@ def measured(name: str) -> str:
         "such run is kept. Protocols, and what they cannot say: [results](../../results/README.md)."
     )
     return "\n".join([*head, *lines, "", note])
-
-
-def difference(pairs: list[float]) -> str:
-    """The mean of paired differences, with half their interval where there are two."""
-    if not pairs:
-        return "–"
-    half = float(t.ppf(0.975, len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
-    return (f"{mean(pairs):+.1f}" + (f" ± {half:.1f}" if half is not None else "")).replace("-", "−")
 
 
 # ---- BibTeX ------------------------------------------------------------------------------------------------

@@ -12,28 +12,23 @@ import subprocess
 import sys
 import textwrap
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 import yaml
-from torch import nn
 
-from flattail import SharpnessAware, Split
-from flattail.recipe import built, from_tree, signed
+from flattail.recipe import from_tree, signed
 from flattail.report import markdown
 from flattail.report.tables import by_data, summary, terms
 from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json, write_text
-from flattail.sharp import Method
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from longer import LONG, accuracy, by_row, change, figure, long_table, paired, spread, title  # noqa: E402
+from longer import LONG, by_row, figure, long_table, title  # noqa: E402
+from measures import GROUPS, accuracy, average, kept, marked, paired, passes, spread  # noqa: E402
 from swept import HESSIAN, LINES, around_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
@@ -80,7 +75,7 @@ def keep(folders: list[Path], label: str | None) -> None:
 
 def page() -> str:
     """The tables of everything that is kept, and what their terms did."""
-    runs = find([HERE])
+    runs = kept()
     long = [run for run in runs if not run.label.startswith(QUICK)]
     rows, small = by_row(runs), [run for run in runs if run.label.startswith("digits")]
     said = [(HERE / "about.md").read_text().rstrip(), "", *long_table(rows)]
@@ -101,10 +96,10 @@ def page() -> str:
 
 def front() -> str:
     """The project's README with its table of results written anew: the rows that have two seeds or more."""
-    rows = {name: seeds for name, seeds in by_row(find([HERE])).items() if len(seeds) > 1}
+    rows = {name: seeds for name, seeds in by_row(kept()).items() if len(seeds) > 1}
     table = ["| CIFAR-10-LT, 16 px, 100 epochs | many | medium | few | all | seeds |", "| --- |" + " ---: |" * 5]
     for seeds in rows.values():
-        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in ("many", "medium", "few", "all")]
+        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         table.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
     return between(README.read_text(), "\n".join([*table, "", *added(rows)]))
 
@@ -112,8 +107,8 @@ def front() -> str:
 def added(rows: dict[str, dict[int, Run]]) -> list[str]:
     """What SAM adds to each scheme that has both rows, in a sentence."""
     said = [
-        f"{title(rows[plain])}: few {change(paired(rows[f'{plain}-sam'], rows[plain], 'few'))}, "
-        f"all {change(paired(rows[f'{plain}-sam'], rows[plain], 'all'))}"
+        f"{title(rows[plain])}: few {marked(paired(rows[f'{plain}-sam'], rows[plain], 'few'))}, "
+        f"all {marked(paired(rows[f'{plain}-sam'], rows[plain], 'all'))}"
         for plain in rows
         if f"{plain}-sam" in rows
     ]
@@ -146,14 +141,15 @@ def side_by_side(runs: list[Run]) -> list[str]:
     for label, seeds in table.items():
         first = next(iter(seeds.values()))
         assert first.recipe is not None
-        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in ("many", "medium", "few", "all")]
+        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         name = f"{first.recipe['title']} ({Path(label).name})" + (" ²" if label.startswith(f"{QUICK}-2/") else "")
-        found = paired(seeds, plain, "all") if seeds is not plain else None
-        if found is not None and found[1] is not None and abs(found[0]) > found[1]:
-            (ahead if found[0] > 0 else behind).append(first.recipe["title"])
+        found = paired(seeds, plain, "all")
+        delta = "–" if seeds is plain else marked(found)
+        if found.clear:
+            (ahead if found.mean > 0 else behind).append(first.recipe["title"])
         took = mean(run.env["seconds"] for run in seeds.values() if run.env)
-        said = ", ".join(dict.fromkeys(passes(stage) for stage in first.recipe["stages"]))
-        lines.append(f"| {name} | {' | '.join(cells)} | {change(found)} | {len(seeds)} | {said} | {took:.0f} |")
+        said = ", ".join(dict.fromkeys(asked(stage) for stage in first.recipe["stages"]))
+        lines.append(f"| {name} | {' | '.join(cells)} | {delta} | {len(seeds)} | {said} | {took:.0f} |")
     said_of = [
         f"{where}: {', '.join(names) or 'nobody'}." for where, names in (("Ahead of CE", ahead), ("Behind it", behind))
     ]
@@ -176,38 +172,22 @@ def cost(runs: list[Run]) -> list[str]:
         if run.recipe is None or not run.env or run.label.startswith("digits"):
             continue
         seconds[run.label].append(run.env["seconds"])
-        stages[run.label] = ", ".join(passes(stage) for stage in run.recipe["stages"])
+        stages[run.label] = ", ".join(asked(stage) for stage in run.recipe["stages"])
     for label, said in stages.items():
         lines.append(f"| {label} | {said} | {mean(seconds[label]):.0f} |")
     return [*lines, "", CAVEAT]
 
 
-def passes(stage: dict[str, Any]) -> str:
-    """Passes a step, counted on a small network; none where nothing is trained."""
-    if not stage["epochs"]:
-        return "none"
-    return counted(json.dumps(stage["method"]))
-
-
-@cache
-def counted(method: str) -> str:
-    """The average over twenty steps that go through training."""
-    torch.manual_seed(0)
-    net = Split(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 10))
-    flat = SharpnessAware(net, built(Method, json.loads(method), "method"), [5000 >> c for c in range(10)])
-    x, y, taken = torch.randn(40, 4), torch.arange(40) % 10, []
-    for step in range(20):
-        flat.backward(lambda: F.cross_entropy(net(x), y, reduction="none"), y, step / 20, step=step)
-        assert flat.outcome is not None
-        taken.append((flat.outcome.forwards, flat.outcome.backwards))
-    return " + ".join(f"{mean(each):.3g}{letter}" for each, letter in zip(zip(*taken, strict=True), "FB", strict=True))
+def asked(stage: dict[str, Any]) -> str:
+    """Passes a step of a stage, on average; none where nothing is trained."""
+    return average(passes(json.dumps(stage["method"]))) if stage["epochs"] else "none"
 
 
 def spectra() -> str:
     """The class-wise Hessian of the kept runs that have one: a table per number, a row per recipe."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     titles, counts = {}, list[int]()
-    for run in find([HERE]):
+    for run in kept():
         if (path := run.path / HESSIAN).exists() and run.scores is not None and run.label.startswith(f"{LONG}/"):
             found[run.label].append(json.loads(path.read_text()))
             titles[run.label] = (run.recipe or {}).get("title") or run.label
@@ -258,13 +238,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--label", help="keep them under this name, e.g. cifar10-lt-16px-rho/0.2")
-    asked = parser.parse_args()
-    keep(asked.runs, asked.label)
+    given = parser.parse_args()
+    keep(given.runs, given.label)
+    kept.cache_clear()
     (HERE / "README.md").write_text(page())
     PAGE.write_text(docs())
     README.write_text(front())
-    figure(by_row(find([HERE])), FIGURE)
-    draw_swept(find([HERE]), HERE)
-    draw_around(find([HERE]), AROUND)
+    figure(by_row(kept()), FIGURE)
+    draw_swept(kept(), HERE)
+    draw_around(kept(), AROUND)
     for script in ("recipes/table.py", "docs/methods.py"):  # they quote what was measured
         subprocess.run([sys.executable, str(HERE.parent / script)], check=True)

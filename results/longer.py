@@ -10,14 +10,13 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from scipy.stats import t
+from measures import GROUPS, accuracy, marked, paired, spread
 
 from flattail.recipe import read, shipped
 from flattail.runs import Run
 
 LONG = "cifar10-lt-16px"  # whose rows, and those of its second stages, stand in one table
 STYLE = {"svg.hashsalt": "flattail", "svg.fonttype": "none", "font.size": 9}
-GROUPS = ("many", "medium", "few", "all")
 ORDER = (
     "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "vs", "vs-sam", "imbsam", "ssesam", "ccsam",
     "ccsam-2", "ccsam-strong", "focalsam", "ce-mixup", "mislas", "gcl", "crt", "ccsam-crt",
@@ -42,38 +41,6 @@ def by_row(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
     return {
         name: found[name] for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
     }
-
-
-def accuracy(run: Run, group: str) -> float:
-    """In percent."""
-    assert run.scores is not None
-    scores = run.scores["scores"]
-    return 100 * (scores["balanced"] if group == "all" else scores["groups"][group])
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; – for nothing."""
-    if not values:
-        return "–"
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def paired(ours: dict[int, Run], theirs: dict[int, Run], group: str) -> tuple[float, float | None, int] | None:
-    """Mean difference over common seeds, half its 95 % t interval (None for one seed), and how many seeds."""
-    pairs = [accuracy(run, group) - accuracy(theirs[seed], group) for seed, run in ours.items() if seed in theirs]
-    if not pairs:
-        return None
-    n = len(pairs)
-    return mean(pairs), float(t.ppf(0.975, n - 1)) * stdev(pairs) / n**0.5 if n > 1 else None, n
-
-
-def change(found: tuple[float, float | None, int] | None) -> str:
-    """A difference as a cell."""
-    if found is None:
-        return "–"
-    middle, half, _ = found
-    text = f"{middle:+.1f}" + ("" if half is None else f" ± {half:.1f}")
-    return (f"**{text}**" if half is not None and abs(middle) > half else text).replace("-", "−")
 
 
 def published(name: str) -> str:
@@ -103,7 +70,7 @@ def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
     ]  # fmt: skip
     for name, seeds in rows.items():
         cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
-        delta = "" if name == "ce" else change(paired(seeds, rows["ce"], "all"))
+        delta = "" if name == "ce" else marked(paired(seeds, rows["ce"], "all"))
         said = [spread(best[name]), str(len(seeds)), delta, published(name)]
         out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells, *said])} |")
     out += [
@@ -114,8 +81,7 @@ def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
     for name, seeds in rows.items():
         if name.endswith("-sam") and (plain := rows.get(name.removesuffix("-sam"))):
             found = [paired(seeds, plain, group) for group in GROUPS]
-            n = found[0][2] if found[0] else 0
-            out.append(f"| {title(seeds)} | {' | '.join(map(change, found))} | {n} |")
+            out.append(f"| {title(seeds)} | {' | '.join(map(marked, found))} | {found[0].n} |")
     return [*out, ""]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from longer import LONG, STYLE, accuracy, by_row, save, spread, title
+from longer import LONG, STYLE, by_row, save, title
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from measures import GROUPS, accuracy, spread
 
 from flattail.runs import Run
 
@@ -56,7 +57,7 @@ def swept_lines(runs: Sequence[Run]) -> list[str]:
         out += [f"## {said}", "", "| value | many | medium | few | all | λ_min of few | n |"]
         out += ["| ---: |" + " ---: |" * 6]
         for value, each in found.items():
-            cells = [spread([accuracy(run, group) for run in each]) for group in ("many", "medium", "few", "all")]
+            cells = [spread([accuracy(run, group) for run in each]) for group in GROUPS]
             lows = [low for run in each if (low := lowest(run)) is not None]
             minimum = (f"{mean(lows):.2f}" + (f" ± {stdev(lows):.2f}" if len(lows) > 1 else "")) if lows else "–"
             out.append(f"| {value:g} | {' | '.join(cells)} | {minimum.replace('-', '−')} | {len(each)} |")

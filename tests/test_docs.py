@@ -98,7 +98,7 @@ def test_every_default_has_a_source(name, methods):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_cost_on_a_page_is_counted_by_the_engine(name, methods):
     said = re.search(r"\| with its defaults \| (.*?) \|", text_of(name))[1]
-    counted = methods.passes(methods.made(name, {}))
+    counted = methods.counted(methods.made(name, {}))
     for f, b in set(counted):
         assert f"{f}F + {b}B" in said
     assert len(re.findall(r"\dF \+ \dB", said.partition(";")[0])) == len(set(counted))

@@ -40,8 +40,13 @@ def test_a_difference_is_that_of_seeds_in_common(collect):
         return type("Run", (), {"scores": {"scores": {"balanced": value, "groups": {}}}})()
 
     ours, theirs = {0: run(0.5), 1: run(0.6), 2: run(0.9)}, {0: run(0.4), 1: run(0.4)}
-    middle, half, n = collect.paired(ours, theirs, "all")
-    assert (round(middle, 9), n) == (15.0, 2)
-    assert half == pytest.approx(12.7062047364 * 5.0)  # t of one degree of freedom, sd of 10 and 20 over √2
-    assert collect.change((middle, half, n)) == "+15.0 ± 63.5" and collect.change((-20.0, 1.0, 3)) == "**−20.0 ± 1.0**"
-    assert collect.paired({0: run(0.5)}, {1: run(0.5)}, "all") is None
+    found = collect.paired(ours, theirs, "all")
+    assert (round(found.mean, 9), found.n) == (15.0, 2)
+    assert found.high - found.mean == pytest.approx(
+        12.7062047364 * 5.0
+    )  # t of one degree of freedom, sd of 10 and 20 over √2
+    assert collect.marked(found) == "+15.0 ± 63.5"
+    assert collect.marked(collect.paired({0: run(0.5)}, {1: run(0.5)}, "all")) == "–"
+    behind = {seed: run(value) for seed, value in enumerate((0.3, 0.301, 0.299))}
+    ahead = {seed: run(0.5) for seed in range(3)}
+    assert collect.marked(collect.paired(behind, ahead, "all")) == "**−20.0 ± 0.2**"
