@@ -12,6 +12,7 @@ from .data.mix import Mix
 from .losses import Loss, needs
 from .sharp import Weighted
 from .sharp.perturb import recorded
+from .stage import Stage
 
 
 class Batch(NamedTuple):
@@ -33,6 +34,13 @@ class Objective(NamedTuple):
     losses: Callable[..., Any]
     labels: Tensor  # of each of its losses, host
     hard: Callable[..., Any]  # the losses under first labels alone
+
+
+def objective(net: nn.Module, stage: Stage, counts: Tensor, batch: Batch, key: int) -> Objective:
+    """What a stage minimises on a batch, its partners and shares drawn from the key where it mixes images."""
+    if stage.mix is None:
+        return plain(net, stage.loss, counts, batch)
+    return mixed(net, stage.loss, counts, batch, stage.mix, key, twice=stage.method.where == "weights")
 
 
 def plain(net: nn.Module, loss: Loss, counts: Tensor, batch: Batch) -> Objective:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from . import checkpoint as checkpoints
 from .batches import batches_from, epoch_batches
 from .checkpoint import Interrupted, Meters, Place, State, Stop
-from .closures import Batch, mixed, plain
+from .closures import Batch, objective
 from .data.addressed import address
 from .data.longtail import LongTail
 from .data.streamed import may_skip, unread
@@ -193,12 +193,8 @@ def step_backward(
     The loss is NaN where it, a slope or the gradient is not finite; but where a scaler deals with those, only the loss
     counts.
     """
-    how = (flat.model, stage.loss, run.data.counts)
-    key, twice = address(*place, "mixup"), stage.method.where == "weights"
-    objectives = [
-        mixed(*how, piece, stage.mix, key + j, twice=twice) if stage.mix else plain(*how, piece)
-        for j, piece in enumerate(pieces)
-    ]
+    key = address(*place, "mixup")
+    objectives = [objective(flat.model, stage, run.data.counts, piece, key + j) for j, piece in enumerate(pieces)]
     losses, labels, hard = (list(each) for each in zip(*objectives, strict=True))
     loss = flat.backward(
         losses, labels, progress,

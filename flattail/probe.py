@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .batches import batches_from, epoch_batches
-from .closures import mixed, plain
+from .closures import objective
 from .data import LongTail
 from .devices import accelerated
-from .rebuilt import begun_from, build
+from .rebuilt import begin
 from .recipe import Recipe
 from .stage import clock, freeze, set_mode, sharpness_aware
 from .starts import shaped
@@ -37,8 +37,9 @@ def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
     """
     accelerator = accelerated("cpu", "fp32")
     init = recipe.stages[0].init
-    there = init is not None and Path(init.replace("{seed}", str(seed))).exists()
-    model = begun_from(init, recipe, data, seed).model if init and there else build(recipe, data, seed)
+    if init is not None and not Path(init.replace("{seed}", str(seed))).exists():
+        recipe = replace(recipe, stages=(replace(recipe.stages[0], init=None), *recipe.stages[1:]))
+    model = begin(recipe, data, seed).model
     probes = []
     for i, stage in enumerate(recipe.stages):
         shaped(model, [stage.start], data.classes)
@@ -51,8 +52,7 @@ def probe(recipe: Recipe, data: LongTail, seed: int = 0) -> list[Probe]:
         rows = epoch_batches(data.train, stage, seed, progress)[:1]
         batch = next(batches_from(data.train, stage, rows, seed, 0, accelerator, 0))
         flat = sharpness_aware(model, stage, data)
-        how, twice = (model, stage.loss, data.counts, batch), stage.method.where == "weights"
-        losses, labels, hard = mixed(*how, stage.mix, seed, twice=twice) if stage.mix else plain(*how)
+        losses, labels, hard = objective(model, stage, data.counts, batch, seed)
         model.zero_grad()
         flat.backward(losses, labels, progress, step=0, hard=hard)
         out = flat.outcome

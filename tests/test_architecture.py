@@ -30,7 +30,7 @@ MAY: dict[str, set[str]] = {
     "averages": {"torch"},
     "constraints": {"torch", "models"},
     "stage": {"torch", "sharp", "losses", "data", "optim", "starts", "averages", "constraints"},
-    "closures": {"torch", "sharp", "losses", "data"},
+    "closures": {"torch", "sharp", "losses", "data", "stage"},
     "checkpoint": {"torch", "accelerate", "runs"},
     "answers": {"torch", "data"},
     "devices": {"torch", "accelerate", "stage"},

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..answers import logits_of
 from ..batches import batches_from, epoch_batches
-from ..closures import plain
+from ..closures import objective
 from ..data import LongTail
 from ..data.folder_images import Held
 from ..data.loading import workers_here
@@ -63,7 +63,7 @@ class Timed(NamedTuple):
         for step, batch in enumerate(batches_from(data.train, stage, rows, 0, 0, self.accelerator, 0)):
             begun = time.perf_counter() if self.reading else begun
             optimizer.zero_grad()
-            losses, labels, hard = plain(model, stage.loss, data.counts.to(device), batch)
+            losses, labels, hard = objective(model, stage, data.counts.to(device), batch, step)
             flat.backward(losses, labels, progress, step=step, hard=hard)
             optimizer.step()
             if device.type != "cpu":
