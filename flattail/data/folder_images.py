@@ -1,7 +1,7 @@
 """Photographs as cameras and browsers leave them, made upright RGB: streamed (`Photographs`) or held (`Held`)."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from flattail.data.halves import Augment, Draw, shown
+from flattail.data.halves import Resident
 from flattail.data.streamed import Files
 
 DRAFT = 1024  # pixels: a JPEG is decoded at half, a quarter ... of its size while both sides keep as many
@@ -38,14 +38,14 @@ class Photographs(Files):
 
 
 @dataclass(eq=False)
-class Held(Photographs):
+class Held(Resident, Photographs):
     """Images of files, read once and held in memory at the size the network sees; augmented as those of `Tensors`."""
 
-    x: Tensor | None = None  # [N, 3, size, size], uint8; None: to be read
+    x: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)  # [N, 3, size, size], uint8; else to be read
     _there: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.x is None or self.x.shape[-1] != self.size:
+        if self.x.shape[-1] != self.size:
             self._there = {}
             images = read(self.paths, self.shape_up)
             self.x = torch.stack(images) if images else torch.zeros(0, *self.shape, dtype=torch.uint8)
@@ -60,23 +60,8 @@ class Held(Photographs):
 
     def take(self, rows: Tensor) -> Self:
         """The half made of these rows."""
-        assert self.x is not None
         paths = [self.paths[i] for i in rows.tolist()]
         return replace(self, paths=paths, y=self.y[rows], x=self.x[rows], _loaders={}, _there={})
-
-    def batches(
-        self,
-        steps: Iterable[Draw],
-        *,
-        augment: Sequence[Augment] | None = None,
-        device: torch.device | str = "cpu",
-        workers: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Half.batches`; nothing is left for workers to do."""
-        assert self.x is not None
-        home = self._there.setdefault(str(device), self.x.to(device))
-        for rows, seeds in steps:
-            yield shown(self, home[rows.to(home.device, non_blocking=True)], rows, seeds, augment)
 
 
 def read(paths: Sequence[str], how: Callable[[str], Any], told: Callable[[], None] = lambda: None) -> list[Any]:

@@ -108,9 +108,32 @@ def shown(
     return x, half.y[rows].to(x.device, non_blocking=True)
 
 
-@dataclass(eq=False)
-class Tensors:
+class Resident:
     """Images in memory; they move to a device once, and batches are gathered and augmented there."""
+
+    x: Tensor  # [N, ch, H, W], uint8 or float32
+    y: Tensor  # [N], int64
+    mean: tuple[float, ...]  # per channel, of x/255 if x is uint8
+    std: tuple[float, ...]  # likewise
+    _there: dict[str, Tensor]  # by device
+
+    def batches(
+        self,
+        steps: Iterable[Draw],
+        *,
+        augment: Sequence[Augment] | None = None,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Half.batches`; nothing is left for workers to do."""
+        home = self._there.setdefault(str(device), self.x.to(device))
+        for rows, seeds in steps:
+            yield shown(self, home[rows.to(home.device, non_blocking=True)], rows, seeds, augment)
+
+
+@dataclass(eq=False)
+class Tensors(Resident):
+    """A half that is given as tensors."""
 
     x: Tensor  # [N, ch, H, W], uint8 or float32
     y: Tensor  # [N], int64
@@ -129,16 +152,3 @@ class Tensors:
     def take(self, rows: Tensor) -> Self:
         """The half made of these rows."""
         return replace(self, x=self.x[rows], y=self.y[rows], _there={})
-
-    def batches(
-        self,
-        steps: Iterable[Draw],
-        *,
-        augment: Sequence[Augment] | None = None,
-        device: torch.device | str = "cpu",
-        workers: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Half.batches`; nothing is left for workers to do."""
-        home = self._there.setdefault(str(device), self.x.to(device))
-        for rows, seeds in steps:
-            yield shown(self, home[rows.to(home.device, non_blocking=True)], rows, seeds, augment)
