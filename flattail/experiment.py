@@ -26,7 +26,7 @@ from .data.loading import workers_here
 from .data.pictures import Preparation
 from .data.streamed import told, unread
 from .devices import synchronised
-from .rebuilt import begun_from, build, load, restored
+from .rebuilt import begin, build, load, restored
 from .recipe import Recipe, Tracker, identity, signed, to_tree
 from .scores import Scores, evaluate
 from .sharp.engine import placed
@@ -86,12 +86,7 @@ def run(
     if accelerator.is_main_process:
         runs.refuse_held(folder)
     data = load(recipe, root, seed)
-    init, begun_at = recipe.stages[0].init, dict[str, Any]()
-    if init is None:
-        model = build(recipe, data, seed)
-    else:
-        begun = begun_from(init, recipe, data, seed)
-        model, begun_at = begun.model, {"init": begun.said}
+    model, begun_at = begin(recipe, data, seed)
     if recipe.sync_batchnorm:
         model = synchronised(model, accelerator)
     refuse_impossible(recipe, data, model)

@@ -8,7 +8,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -176,11 +177,18 @@ def heard(said: Connection) -> str | None:
 
 
 def run_tree(tree: Any, *, threads: int, tell: Connection, **how: Any) -> None:
-    """A run from a recipe that travelled as plain values; the user's mistakes are told, others are tracebacks."""
+    """A run from a recipe that travelled as plain values."""
+    with apart(threads, tell):
+        run(from_tree(tree), workers=threads, **how)
+
+
+@contextmanager
+def apart(threads: int, tell: Connection) -> Iterator[None]:
+    """What a process that was begun by `start` does: it ends with its parent, and tells the user's mistakes."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        run(from_tree(tree), workers=threads, **how)
+        yield
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         tell.send(str(error))
         raise SystemExit(2) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -102,12 +102,17 @@ def starts(done: runs.Run, recipe: Recipe) -> list[Start]:
 # -- from another run --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A model as another run has left it, and what is recorded of that run."""
+class Begun(NamedTuple):
+    """A model to train, and what `env.json` says of where it comes from."""
 
     model: nn.Module
     said: dict[str, Any]
+
+
+def begin(recipe: Recipe, data: LongTail, seed: int) -> Begun:
+    """The model that training begins with: that of the run which the first stage names, or else a new one."""
+    init = recipe.stages[0].init
+    return Begun(build(recipe, data, seed), {}) if init is None else begun_from(init, recipe, data, seed)
 
 
 def begun_from(init: str, recipe: Recipe, data: LongTail, seed: int) -> Begun:
@@ -143,4 +148,4 @@ def begun_from(init: str, recipe: Recipe, data: LongTail, seed: int) -> Begun:
         "sha256": hashlib.sha256((folder / runs.MODEL).read_bytes()).hexdigest(),
         "starts": [to_tree(start) for start in starts(done, before)],
     }
-    return Begun(trained(done, before, data), said)
+    return Begun(trained(done, before, data), {"init": said})

@@ -88,11 +88,10 @@ def create(out: Path, label: str, seed: int, *, recipe: str) -> Path:
     run = Path(out) / label / str(seed)
     run.mkdir(parents=True, exist_ok=True)
     path = run / RECIPE
-    alone = {entry.name for entry in run.iterdir()} <= {RECIPE}
-    if not path.exists() or (alone and not _same(path, recipe)):
+    if not path.exists() or not _same(path, recipe):
+        if {entry.name for entry in run.iterdir()} > {RECIPE}:
+            raise ValueError(f"{run} already holds another recipe: choose another --out, or delete the directory")
         write_text(path, recipe)
-    elif not _same(path, recipe):
-        raise ValueError(f"{run} already holds another recipe: choose another --out, or delete the directory")
     return run
 
 
@@ -153,6 +152,21 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def epochs_logged(run: Path) -> int:
     """How many epochs `log.jsonl` has, without looking into them."""
     return len(_lines(run / LOG))
+
+
+def read_logits(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The test logits [N, C] (float32) and labels [N] (int64) of a run directory.
+
+    Raises FileNotFoundError if there are none, ValueError naming the file if they are damaged.
+    """
+    path = run / LOGITS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: finish the run with `flattail train --resume`")
+    try:
+        with np.load(path) as arrays:
+            return arrays["logits"], arrays["y"]
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again with `flattail evaluate`") from error
 
 
 def read(path: Path, *, root: Path | None = None) -> "Run":
@@ -225,16 +239,8 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def logits(self) -> tuple[np.ndarray, np.ndarray]:
-        """The test logits [N, C] (float32) and labels [N] (int64)."""
-        path = self.path / LOGITS
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: finish the run with `flattail train --resume`")
-        try:
-            with np.load(path) as arrays:
-                return arrays["logits"], arrays["y"]
-        except Exception as error:
-            remedy = "write it again with `flattail evaluate`"
-            raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+        """The test logits [N, C] (float32) and labels [N] (int64); see `read_logits`."""
+        return read_logits(self.path)
 
     @property
     def opened(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runs import LOGITS, Run
+from ..runs import LOGITS, Run, read_logits
 
 CHUNK = 2**22  # logits taken to float64 at a time
 
@@ -33,27 +33,15 @@ def answered(run: Run) -> Answered | None:
     path = run.path / LOGITS
     if not run.finished or not path.exists():
         return None
-    return _answered(path.resolve(), path.stat().st_mtime_ns, _Kept(run))
-
-
-class _Kept:
-    """A run that is not part of a cache's key."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Kept)
-
-    def __hash__(self) -> int:
-        return 0
+    return _answered(run.path.resolve(), path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=512)
-def _answered(path: Path, changed: int, kept: _Kept) -> Answered:
-    logits, y = kept.run.logits()
+def _answered(folder: Path, changed: int) -> Answered:
+    logits, y = read_logits(folder)
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
-        raise ValueError(f"{path} holds logits {logits.shape} and labels {y.shape}: write it with `flattail evaluate`")
+        said = f"logits {logits.shape} and labels {y.shape}"
+        raise ValueError(f"{folder / LOGITS} holds {said}: write it with `flattail evaluate`")
     step = max(1, CHUNK // max(logits.shape[1], 1))
     sure = np.empty(len(y))
     for start in range(0, len(y), step):

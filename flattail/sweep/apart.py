@@ -9,12 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..data import LongTail
 from ..devices import accelerated
 from ..experiment import refuse_impossible
-from ..rebuilt import begun_from, build, load
+from ..rebuilt import begin, load
 from ..recipe import Recipe, RecipeError
 from .settings import Sweep, told
 from .space import Point, points
@@ -65,7 +64,7 @@ def possible(sweep: Sweep, alike: Sequence[Point], root: Path, seed: int) -> Apa
     if not groups(first, data).get(sweep.score, range(data.classes)):
         raise ValueError(f"--score {sweep.score}: {data.title} has no such classes")
     with torch.random.fork_rng():
-        model = begun(first, data, seed)
+        model = begin(first, data, seed).model
     for point in alike:
         try:
             refuse_impossible(sweep.at(point), data, model)
@@ -94,9 +93,3 @@ def groups(recipe: Recipe, data: LongTail) -> dict[str, list[int]]:
     assert data.val is not None
     kept = torch.bincount(data.val.y, minlength=data.classes) if recipe.protocol.validation else 0
     return {name: mask.nonzero()[:, 0].tolist() for name, mask in data.shots.group(data.counts + kept).items()}
-
-
-def begun(recipe: Recipe, data: LongTail, seed: int) -> nn.Module:
-    """The model that training begins with."""
-    init = recipe.stages[0].init
-    return build(recipe, data, seed) if init is None else begun_from(init, recipe, data, seed).model

@@ -12,10 +12,11 @@ from .. import runs
 from ..checkpoint import remove
 from ..data.longtail import LongTail
 from ..experiment import CHECKPOINT, warnings
+from ..rebuilt import begin
 from ..recipe import Recipe, identity
 from ..scores import evaluate
 from ..train import accelerated, fit, logits_of
-from .apart import begun, groups, halves
+from .apart import groups, halves
 
 VALIDATION = "validation.json"
 
@@ -57,7 +58,7 @@ def validated(
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = accelerated(device, recipe.precision)
     data: LongTail = halves(recipe, root, seed)
-    model = begun(recipe, data, seed)
+    model = begin(recipe, data, seed).model
     append = runs.appender(folder)
 
     def keep(row: dict[str, Any]) -> None:

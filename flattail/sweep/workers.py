@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import runs
 from ..checkpoint import Interrupted
 from ..data.loading import workers_here
-from ..jobs import bar, end_with_parent, heard, start
+from ..jobs import apart, bar, heard, start
 from .ledger import BROKEN, BUSY, TRIALS, ask, left, place, tell
 from .settings import Sweep, told
 from .space import Point
@@ -143,12 +140,6 @@ def several(folder: Path, sweep: Sweep, jobs: int, on: Callable[[str], None], ho
 
 
 def work_apart(folder: Path, sweep: Sweep, *, threads: int, tell: Connection, **how: Any) -> None:
-    """`work` in a process of its own; the user's mistakes are told, others are tracebacks."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    try:
-        with leaving():
-            work(folder, sweep, on=lambda said: None, **how)
-    except (ValueError, OSError, ImportError) as error:
-        tell.send(str(error))
-        sys.exit(2)
+    """`work` in a process of its own."""
+    with apart(threads, tell), leaving():
+        work(folder, sweep, on=lambda said: None, **how)
