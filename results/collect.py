@@ -27,7 +27,7 @@ from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json, write
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from longer import LONG, by_row, figure, long_table, title  # noqa: E402
+from longer import LONG, LONGS, by_row, figure, long_table, title  # noqa: E402
 from measures import GROUPS, accuracy, average, kept, marked, paired, passes, spread  # noqa: E402
 from swept import HESSIAN, LINES, around_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
@@ -46,7 +46,7 @@ BARS = (
     "from CE by these runs."
 )
 PAGE, README = HERE.parent / "docs" / "analysis.md", HERE.parent / "README.md"
-FIGURE, AROUND = HERE / "cifar10-lt-16px.svg", HERE / "cifar10-lt-16px-around.svg"
+AROUND = HERE / f"{LONG}-around.svg"
 BEGIN, END = "<!-- results/collect.py writes from here -->\n", "<!-- to here -->\n"
 
 
@@ -77,9 +77,11 @@ def page() -> str:
     """The tables of everything that is kept, and what their terms did."""
     runs = kept()
     long = [run for run in runs if not run.label.startswith(QUICK)]
-    rows, small = by_row(runs), [run for run in runs if run.label.startswith("digits")]
-    said = [(HERE / "about.md").read_text().rstrip(), "", *long_table(rows)]
-    said += [f"![Accuracy of many, medium and few, row by row]({FIGURE.name})", ""] if rows else []
+    small = [run for run in runs if run.label.startswith("digits")]
+    said = [(HERE / "about.md").read_text().rstrip(), ""]
+    for where in LONGS:
+        if rows := by_row(runs, where):
+            said += [*long_table(rows, where), f"![Accuracy of many, medium and few, row by row]({where}.svg)", ""]
     said += [*swept_lines(runs), *around_lines(runs, AROUND.name)]
     said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
     said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
@@ -95,13 +97,17 @@ def page() -> str:
 
 
 def front() -> str:
-    """The project's README with its table of results written anew: the rows that have two seeds or more."""
-    rows = {name: seeds for name, seeds in by_row(kept()).items() if len(seeds) > 1}
-    table = ["| CIFAR-10-LT, 16 px, 100 epochs | many | medium | few | all | seeds |", "| --- |" + " ---: |" * 5]
-    for seeds in rows.values():
-        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
-        table.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
-    return between(README.read_text(), "\n".join([*table, "", *added(rows)]))
+    """The project's README with its tables of results written anew: the rows that have two seeds or more."""
+    lines: list[str] = []
+    for where, data in LONGS.items():
+        rows = {name: seeds for name, seeds in by_row(kept(), where).items() if len(seeds) > 1}
+        if rows:
+            lines += [f"| {data}, 16 px, 100 epochs | {' | '.join(GROUPS)} | seeds |", "| --- |" + " ---: |" * 5]
+        for seeds in rows.values():
+            cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
+            lines.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
+        lines += ["", *added(rows), ""] if rows else []
+    return between(README.read_text(), "\n".join(lines[:-1]))
 
 
 def added(rows: dict[str, dict[int, Run]]) -> list[str]:
@@ -244,7 +250,9 @@ if __name__ == "__main__":
     (HERE / "README.md").write_text(page())
     PAGE.write_text(docs())
     README.write_text(front())
-    figure(by_row(kept()), FIGURE)
+    for protocol in LONGS:
+        if found := by_row(kept(), protocol):
+            figure(found, HERE / f"{protocol}.svg")
     draw_swept(kept(), HERE)
     draw_around(kept(), AROUND)
     for script in ("recipes/table.py", "docs/methods.py"):  # they quote what was measured

@@ -15,13 +15,13 @@ from measures import GROUPS, accuracy, marked, paired, spread
 from flattail.recipe import read, shipped
 from flattail.runs import Run
 
-LONG = "cifar10-lt-16px"  # whose rows, and those of its second stages, stand in one table
+LONG = "cifar10-lt-16px"
+LONGS = {LONG: "CIFAR-10-LT", "cifar100-lt-16px": "CIFAR-100-LT"}  # folders; the rows of each stand in one table
 STYLE = {"svg.hashsalt": "flattail", "svg.fonttype": "none", "font.size": 9}
 ORDER = (
     "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "vs", "vs-sam", "imbsam", "ssesam", "ccsam",
     "ccsam-2", "ccsam-strong", "focalsam", "ce-mixup", "mislas", "gcl", "crt", "ccsam-crt",
 )  # fmt: skip
-PAPERS = "cifar10-lt-100"  # the folder of the recipes whose published numbers stand beside ours
 THEIRS = {  # our row -> the recipe there, where its name differs
     "ccsam": "ccsam-stage1", "ccsam-2": "ccsam", "imbsam": "r34-ce-imbsam", "ssesam": "r34-ce-ssesam",
 }  # fmt: skip
@@ -31,21 +31,21 @@ SEEDS = (
 )
 
 
-def by_row(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """The runs of the protocol: name of the row -> seed -> run, in the order of the table."""
+def by_row(runs: Sequence[Run], where: str = LONG) -> dict[str, dict[int, Run]]:
+    """The runs of a protocol, second stages too: name of the row -> seed -> run, in the order of the table."""
     found: dict[str, dict[int, Run]] = defaultdict(dict)
     for run in runs:
         folder, _, name = run.label.rpartition("/")
-        if folder in (LONG, f"{LONG}-2"):
+        if folder in (where, f"{where}-2"):
             found[name][run.seed] = run
     return {
         name: found[name] for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
     }
 
 
-def published(name: str) -> str:
+def published(where: str, name: str) -> str:
     """The number that the paper gives for its own protocol, with its source."""
-    path = shipped() / PAPERS / f"{THEIRS.get(name, name)}.yaml"
+    path = shipped() / where.replace("16px", "100") / f"{THEIRS.get(name, name)}.yaml"
     expect = read(path).expect if path.exists() else None
     return f"{expect.accuracy:g} ({expect.source})" if expect is not None and expect.accuracy is not None else "–"
 
@@ -55,7 +55,7 @@ def title(seeds: dict[int, Run]) -> str:
     return str(next(iter(seeds.values())).recipe["title"])
 
 
-def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
+def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
     """The table of all rows, and that of pairs."""
     if "ce" not in rows:
         return []
@@ -65,13 +65,13 @@ def long_table(rows: dict[str, dict[int, Run]]) -> list[str]:
     }
     heads = [*GROUPS, "best epoch on test", "n", "Δ all to CE", "published, 200 epochs at 32 px"]
     out = [
-        f"## {LONG}: a hundred epochs", "", f"| | {' | '.join(heads)} |",
+        f"## {where}: a hundred epochs", "", f"| | {' | '.join(heads)} |",
         f"| --- |{' ---: |' * (len(heads) - 1)} --- |",
     ]  # fmt: skip
     for name, seeds in rows.items():
         cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         delta = "" if name == "ce" else marked(paired(seeds, rows["ce"], "all"))
-        said = [spread(best[name]), str(len(seeds)), delta, published(name)]
+        said = [spread(best[name]), str(len(seeds)), delta, published(where, name)]
         out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells, *said])} |")
     out += [
         "", f"{SEEDS} All: the mean over classes, last epoch. Best epoch on test: what choosing by the test set would "

@@ -25,11 +25,19 @@ def test_the_pages_are_made_from_the_runs_beside_it(collect):
     assert collect.README.read_text() == collect.front()
 
 
-def test_the_figure_is_made_from_the_runs_beside_it(collect, tmp_path):
+def test_the_figures_are_made_from_the_runs_beside_it(collect, tmp_path):
     """Where its dots are, whatever version of Matplotlib draws them."""
-    collect.figure(collect.by_row(collect.find([HERE])), tmp_path / "again.svg")
+    drawn = [where for where in collect.LONGS if collect.by_row(collect.kept(), where)]
+    for where in drawn:
+        collect.figure(collect.by_row(collect.kept(), where), tmp_path / "again.svg")
+        same_places(HERE / f"{where}.svg", tmp_path / "again.svg")
+    assert collect.LONG in drawn
+
+
+def same_places(*paths):
+    """The dots of two drawings of one figure."""
     places = [re.findall(r'<use .*?x="([\d.]+)" y="([\d.]+)"', path.read_text())
-              for path in (collect.FIGURE, tmp_path / "again.svg")]  # fmt: skip
+              for path in paths]  # fmt: skip
     assert places[0] and [tuple(map(float, p)) for p in places[0]] == [
         pytest.approx(tuple(map(float, p)), abs=0.5) for p in places[1]
     ]

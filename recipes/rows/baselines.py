@@ -43,7 +43,7 @@ from flattail.sharp import (
 from flattail.starts import ClassMeans, DisAlign, LogitAdjust, NewHead, Scales, TauNorm
 from flattail.train import Stage
 
-from .shipped import CC, CIFARS, CROP_FLIP, Shipped, expected, said, ten
+from .shipped import CC, CIFARS, CROP_FLIP, SIXTEEN, Shipped, expected, said, ten
 
 KANG = "Kang et al., ICLR 2020"
 MISLAS = "Zhong et al., CVPR 2021"
@@ -367,25 +367,33 @@ def table_2() -> Iterator[Shipped]:
         yield shipped(s, name, row)
 
 
-def long() -> Setting:
-    """A hundred epochs at 16 pixels, the schedule of `cifar10-lt-16px`; second stages of ten epochs."""
+def long(where: str) -> Setting:
+    """A hundred epochs at 16 pixels, the schedule of `sixteen`; second stages of ten epochs."""
     first = Stage(
         epochs=100, batch=128, optim=SGD(0.1, 0.9, 2e-4), augment=(Crop(2), Flip()),
         schedule=Multistep((0.8, 0.9), (0.01, 0.0001), warmup=0.05),
     )  # fmt: skip
     return replace(
-        quick(),
-        folder="cifar10-lt-16px",
-        said="CIFAR-10-LT at 16 pixels, imbalance 100, in 100 epochs",
+        full(where.replace("16px", "100")),
+        folder=where,
+        said=f"{said(where)}, in 100 epochs",
+        data=SIXTEEN[where],
+        network=ResNet8,
         first=first,
         second=replace(first, epochs=10, train="head", schedule=Cosine()),
+        rho=0.1,
         notes=("Ours throughout: no paper trains so small. The same network, batch, rate and length in every row.",),
     )
 
 
 def longer() -> Iterator[Shipped]:
-    """Second stages, MiSLAS and GCL beside the rows of `cifar10-lt-16px`, from whose runs they begin where they can."""
-    s = long()
+    """Second stages, MiSLAS and GCL beside the rows of `sixteen`, from whose runs they begin where they can."""
+    for where in SIXTEEN:
+        yield from of_longer(long(where))
+
+
+def of_longer(s: Setting) -> Iterator[Shipped]:
+    """Those of one data set."""
     mixed, cc = mixed_up(s), class_conditional(s)["ccsam"]
     strong = (*s.first.augment, AutoAugment(), Cutout(8))
     strongly = replace(

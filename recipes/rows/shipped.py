@@ -10,6 +10,7 @@ from typing import Any
 
 from flattail.data import CIFAR10LT, CIFAR100LT
 from flattail.data.augment import Crop, Flip
+from flattail.data.profile import Slices
 from flattail.recipe import Expect, Recipe, write
 
 SADDLE = "Rangwani et al., NeurIPS 2022"
@@ -45,13 +46,18 @@ STEPS: dict[str, Any] = {
     where.replace("-100", "-step-100"): replace(CIFARS[where], profile="step")
     for where in ("cifar10-lt-100", "cifar100-lt-100")
 }
+SIXTEEN: dict[str, Any] = {
+    "cifar10-lt-16px": replace(CIFARS["cifar10-lt-100"], size=16, shots=Slices(3, 4, 3)),
+    "cifar100-lt-16px": replace(CIFARS["cifar100-lt-100"], size=16),
+}
 
 
 def said(where: str) -> str:
     """A folder's data in words."""
-    data = (CIFARS | STEPS)[where]
+    data = (CIFARS | STEPS | SIXTEEN)[where]
     name = "CIFAR-10-LT" if isinstance(data, CIFAR10LT) else "CIFAR-100-LT"
-    return f"{name}, {'step ' if where in STEPS else ''}imbalance {data.imbalance:g}"
+    small = " at 16 pixels" if where in SIXTEEN else ""
+    return f"{name}{small}, {'step ' if where in STEPS else ''}imbalance {data.imbalance:g}"
 
 
 def ten(where: str) -> bool:
