@@ -19,8 +19,8 @@ from .stage import Stage
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # as Accelerate calls them
 
 
-def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
-    """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16."""
+def refuse_absent(device: str | None) -> None:
+    """Raise ValueError for a device that is none, or that this machine does not have."""
     if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device: {device!r} is none; choose cpu, cuda, cuda:1 or mps")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -29,7 +29,13 @@ def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
         number, there = int(device.partition(":")[2] or 0), torch.cuda.device_count()
         if number >= there:
             raise ValueError(f"device: {device} was asked for, but torch sees {there or 'no'} GPUs here: use cpu")
-        torch.cuda.set_device(number)
+
+
+def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
+    """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16."""
+    refuse_absent(device)
+    if device is not None and device.startswith("cuda"):
+        torch.cuda.set_device(int(device.partition(":")[2] or 0))
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision: fp16 needs a GPU; on the CPU use bf16 or fp32")
     mixed_precision = "no" if precision == "fp32" else precision

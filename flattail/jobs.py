@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -22,9 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import runs
 from .checkpoint import Interrupted, Place, stopping
+from .devices import refuse_absent
 from .experiment import refuse_taken, run
 from .recipe import Recipe, from_tree, to_tree
 
+MINUTE = 60.0  # seconds between lines of progress in a file
 PATIENCE = 60.0  # seconds that an orphan has for its last step and checkpoint
 PEER = re.compile(r"gloo|nccl|peer|TCPStore", re.IGNORECASE)  # what torch's errors name when another process is gone
 
@@ -62,12 +65,13 @@ def run_all(
 
     With several jobs a failing run does not stop the others; its message is raised at the end.
 
-    Raises ValueError, before anything is trained, where a run directory is taken (`refuse_taken`), and ConnectionError
-    where another process that shares the steps has ended.
+    Raises ValueError, before anything is trained, for a device that is not there (`refuse_absent`) and where a run
+    directory is taken (`refuse_taken`), and ConnectionError where another process that shares the steps has ended.
     """
     todo = [Job(label, seed, recipe) for seed in seeds for label, recipe in recipes.items()]
     how = {"out": out, "device": device, "root": root, "resume": resume, "watch": watch}
     main = int(os.environ.get("RANK", "0")) == 0
+    refuse_absent(device)
     for job in todo:
         refuse_taken(job.recipe, out=out, label=job.label, seed=job.seed, resume=resume)
     with bar(disable=not main) as progress:
@@ -91,12 +95,31 @@ def run_all(
 
 
 def bar(*, disable: bool = False) -> Progress:
-    """What is done of all there is, and, in the field `said`, what is being done; on the error output."""
+    """What is done of all there is, and, in the field `said`, what is being done; on the error output.
+
+    Where that is no terminal but a file, it is a line a minute.
+    """
     columns = (
         TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
     )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True), disable=disable)
+    screen = Console(stderr=True)
+    if screen.is_terminal:
+        return Progress(*columns, console=screen, disable=disable)
+    return Lines(*columns, console=Console(stderr=True, width=200), disable=disable)
+
+
+class Lines(Progress):
+    """Progress for a log file."""
+
+    written = -math.inf  # when the last line was, by the monotonic clock
+
+    def update(self, task_id: Any, **fields: Any) -> None:
+        """See `Progress.update`."""
+        super().update(task_id, **fields)
+        if not self.disable and time.monotonic() - self.written >= MINUTE:
+            self.written = time.monotonic()
+            self.console.print(self.make_tasks_table(self.tasks))
 
 
 def one_by_one(todo: Sequence[Job], jobs: int, how: dict[str, Any], progress: Progress, task: Any) -> list[Path]:

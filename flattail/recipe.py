@@ -152,11 +152,16 @@ def read(source: Path | str, sets: typing.Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
-    return changed(recipe, sets) if sets else recipe
+    try:
+        return changed(recipe, sets)
+    except RecipeError as error:
+        raise RecipeError(f"{path} with {', '.join(sets)}: {error}") from error
 
 
-def changed(recipe: Recipe, sets: typing.Iterable[str]) -> Recipe:
+def changed(recipe: Recipe, sets: typing.Sequence[str]) -> Recipe:
     """The recipe with `a.b=c` replaced for each of `sets`. RecipeError, naming the place, where that cannot be."""
+    if not sets:
+        return recipe
     tree = to_tree(recipe)
     for assignment in sets:
         tree = replaced(tree, assignment)

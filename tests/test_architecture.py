@@ -68,7 +68,7 @@ MAY: dict[str, set[str]] = {
         "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches",
         "closures", "data", "devices", "losses", "models", "optim", "rebuilt", "recipe", "sharp", "stage", "starts",
     },
-    "jobs": {"torch", "rich", "recipe", "experiment", "runs", "checkpoint"},
+    "jobs": {"torch", "rich", "devices", "recipe", "experiment", "runs", "checkpoint"},
     "sweep": {
         "torch", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs", "rebuilt",
         "recipe", "report", "runs", "scores", "train",

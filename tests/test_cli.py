@@ -117,6 +117,15 @@ def test_list_names_everything_with_fields_defaults_and_meanings(kind, said):
     assert all(word in text for word in said)
 
 
+def test_every_method_of_a_paper_names_it():
+    from flattail import catalogue
+
+    unnamed = [
+        m.name for m in catalogue.entries("methods") if not re.search(r"\(.* (\d{4}|\d{4}\.\d{5})\)\.$", m.sentence)
+    ]
+    assert unnamed == ["erm", "window", "every"]
+
+
 def test_list_alone_is_an_overview():
     text = asked("list")
     assert all(kind in text for kind in ("methods", "losses", "data", "models", "samplers", "mixes", "recipes"))
@@ -342,7 +351,10 @@ TRAIN = ("train", "r.yaml", "--out", "out", "--device", "cpu", "--root", ".")
     [
         (("train", "nothing.yaml"), "nothing.yaml: no such recipe"),
         (("train", "digits-lt/ssesma"), "did you mean digits-lt/ssesam?"),
-        ((*TRAIN, "--set", "stages.0.epoch=2"), "Stage has no `epoch`; did you mean `epochs`?"),
+        (
+            (*TRAIN, "--set", "stages.0.epoch=2"),
+            "r.yaml with stages.0.epoch=2: recipe.stages[0]: Stage has no `epoch`; did you mean `epochs`?",
+        ),
         ((*TRAIN, "--set", "stages.0.method=samm"), "nothing is called 'samm'; did you mean `sam`?"),
         ((*TRAIN, "--set", "stages.0.epochs=many"), "recipe.stages[0].epochs"),
         ((*TRAIN, "--set", "stages.0.method={name: sam, rho: -1}"), "a radius is a length: -1"),
@@ -360,7 +372,7 @@ TRAIN = ("train", "r.yaml", "--out", "out", "--device", "cpu", "--root", ".")
         ((*TRAIN, "--seeds", "3-1"), "--seeds 3-1: 3-1 runs backwards"),
         ((*TRAIN, "--seeds", "x"), "--seeds x: write 0, 0-2 or 0,3,7"),
         ((*TRAIN, "--jobs", "0"), "--jobs"),
-        ((*TRAIN[:-2], "--device", "gpu"), "choose cpu, cuda, cuda:1 or mps"),
+        ((*TRAIN[:-2], "--device", "gpu"), "flattail: device: 'gpu' is none; choose cpu, cuda, cuda:1 or mps"),
         (("train", "empty", "--out", "out"), "empty: the folder holds no recipe"),
         (("train", "a/same/r.yaml", "b/same/r.yaml", "--out", "out"), "the same folder and name"),
         (("train",), "nothing to train: give a recipe"),

@@ -167,3 +167,15 @@ def test_sigterm_stops_every_run_with_its_checkpoint_and_begins_no_other(tmp_pat
     assert "stopped, with a checkpoint; the same command with --resume goes on" in said and "Traceback" not in said
     assert sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("checkpoint.pt")) == list("abc"[:jobs])
     assert not (tmp_path / "out" / tmp_path.name / "c").exists()
+
+
+def test_progress_in_a_file_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(jobs_, "MINUTE", 0.2)
+    with jobs_.bar() as progress:
+        task = progress.add_task("epochs of all runs", total=400, said="")
+        for done in range(400):
+            time.sleep(0.001)
+            progress.update(task, completed=done + 1, said=f"runs/a rather long name/{done}")
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) < 100 and all("epochs of all runs" in line for line in lines)
+    assert "1/400" in lines[0] and "400/400" in lines[-1] and lines[-1].rstrip().endswith("runs/a rather long name/399")

@@ -487,7 +487,7 @@ def test_files_that_are_no_recipes(tmp_path, file):
         read(file(""))
 
 
-def test_a_mistake_names_the_file_and_one_by_set_does_not(file):
+def test_a_mistake_names_the_file_and_what_was_set(file):
     path = file("data: digits-lt\nmodel: resnet8\nstages: [{epochs: 1, method: samm}]")
     with pytest.raises(RecipeError) as said:
         read(path)
@@ -496,7 +496,7 @@ def test_a_mistake_names_the_file_and_one_by_set_does_not(file):
     path = file("data: digits-lt\nmodel: resnet8\nstages: [{epochs: 1}]")
     with pytest.raises(RecipeError) as said:
         read(path, ["stages.0.method=samm"])
-    assert str(said.value) == place
+    assert str(said.value) == f"{path} with stages.0.method=samm: {place}"
 
 
 TOP = "data: digits-lt\nmodel: resnet8\n"

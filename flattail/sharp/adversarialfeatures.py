@@ -22,7 +22,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class AdversarialFeatures:
-    """The head on features as they are and, more and more, on features moved up its own slope."""
+    """The head on features as they are and, more and more, on features moved up its own slope (CC-SAM, CVPR 2023)."""
 
     strength: float = 1.0  # lambda_a: length of the move; 1 in the released code
     limit: float = 1.0  # share of the moved loss at which the ramp stops; released: 1.0 (CIFAR-10) and 0.3 (CIFAR-100)

@@ -29,7 +29,7 @@ OVER: dict[str, Literal["batch", "members", "groups"]] = {
 
 @dataclass(frozen=True)
 class CCSAM:
-    """Every class from its own climb: rare classes, and those with small gradients, further."""
+    """Every class from its own climb: rare ones, and those with small gradients, further (Zhou et al., CVPR 2023)."""
 
     scale: float = 1.0  # kappa: factor of the radius of eqs. 8-9, which is 1 there and 1e-6 in the released CIFAR runs
     cap: float = 0.05  # ||e_c|| is at most this multiple of ||w||; ours, chosen on validation splits of digits-LT

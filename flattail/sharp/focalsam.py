@@ -16,7 +16,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class FocalSAM:
-    """Every class partly at w and partly from one climb, the rarer the more so."""
+    """Every class partly at w and partly from one climb, the rarer the more so (Li et al., ICML 2025)."""
 
     rho: Radius = 0.2  # radius of the ball
     strength: float = 0.5  # lambda: share of the climbed loss for an infinitely rare class

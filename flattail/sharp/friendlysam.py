@@ -22,7 +22,7 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class FriendlySAM:
-    """Everybody from a climb along what is this batch's own in its slope."""
+    """Everybody from a climb along what is this batch's own in its slope (Li et al., CVPR 2024)."""
 
     rho: Radius = 0.05  # radius of the ball
     sigma: float = 1.0  # how much of the average slope is taken out

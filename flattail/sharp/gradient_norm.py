@@ -18,7 +18,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class GradientNormPenalty:
-    """A small slope is wanted: partly at w, partly from one climb."""
+    """A small slope is wanted: partly at w, partly from one climb (Zhao et al., ICML 2022)."""
 
     rho: Radius = 0.05  # r in the paper: the step of the finite difference
     alpha: float = 0.8  # lambda / r: share of the climbed loss; 1 is SAM, 0 the plain step

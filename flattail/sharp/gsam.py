@@ -21,7 +21,7 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class GSAM:
-    """Down the slope nearby, and up the part of the slope at w that does not change the loss nearby."""
+    """Down the slope nearby, and up the part of the slope at w that is orthogonal to it (Zhuang et al., ICLR 2022)."""
 
     rho: Radius = 0.05  # radius of the ball
     alpha: float = 0.1  # how much of the orthogonal part is climbed

@@ -50,7 +50,7 @@ def check_split(counts: Tensor, few: Tensor, eta: Eta) -> None:
 
 @dataclass(frozen=True)
 class ImbSAM:
-    """The head where it stands, the tail from its own climb."""
+    """The head where it stands, the tail from its own climb (Zhou et al., ICCV 2023)."""
 
     rho: Radius = 0.05  # radius of the tail's ball
     eta: Eta = 20  # classes with fewer samples are tail; "few": the data set's few-shot classes

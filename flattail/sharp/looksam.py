@@ -22,7 +22,7 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class LookSAM:
-    """SAM at times; between, a plain step bent by what SAM added last."""
+    """SAM at times; between, a plain step bent by what SAM added last (Liu et al., CVPR 2022)."""
 
     rho: Radius = 0.05  # radius of the ball
     k: int = 5  # steps from one look to the next

@@ -25,7 +25,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class LPFSGD:
-    """Everybody under noise in proportion to each filter's norm: the loss is low on average nearby."""
+    """Everybody under noise in proportion to each filter's norm: low on average nearby (Bisla et al., AISTATS 2022)."""
 
     gamma: float = (
         0.002  # sigma at the beginning; the authors: 0.002 for plain ResNets, 5e-4 with alpha 15 for wide ones

@@ -23,7 +23,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class ModelPerturbation:
-    """Everybody under random moves of a given share of the weights' norm."""
+    """Everybody under random moves of a given share of the weights' norm (Shi et al., NeurIPS 2021)."""
 
     rho: Radius = 0.01  # ||e|| as a share of ||w||
     draws: int = 1  # M: moves whose losses are averaged, a pass each

@@ -23,7 +23,7 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class MSAM:
-    """Everybody from a step along the momentum, without a look from w."""
+    """Everybody from a step along the momentum, without a look from w (Becker et al., arXiv 2401.12033)."""
 
     rho: Radius = 0.3  # length of the step; 0.3 in the released code
     momentum: float = 0.9  # mu: share of v that stays

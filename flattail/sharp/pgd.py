@@ -28,7 +28,7 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class PGD:
-    """Everybody from a random kick where the slope is small; by default in every step."""
+    """Everybody from a random kick where the slope is small; by default in every step (Jin et al., ICML 2017)."""
 
     rho: Radius = 0.05  # radius of the ball that the kick is drawn from
     threshold: float = math.inf  # of the slope's norm, above which there is no kick

@@ -19,7 +19,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class SAM:
-    """Everybody from one climb: the loss nearby is made low."""
+    """Everybody from one climb: the loss nearby is made low (Foret et al., ICLR 2021)."""
 
     rho: Radius = 0.05  # radius of the ball; Saddle uses 0.1 to 0.8 on CIFAR-LT
     where: ClassVar[Literal["weights", "head"]] = "weights"

@@ -22,7 +22,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class SAMNorms:
-    """Everybody from one climb of the normalisation layers' parameters."""
+    """Everybody from one climb of the normalisation layers' parameters (Mueller et al., NeurIPS 2023)."""
 
     rho: Radius = 0.05  # radius of the ball
     where: ClassVar[Literal["weights", "head"]] = "weights"

@@ -17,7 +17,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class SSESAM:
-    """Head and tail each made flat; after `switch`, the tail alone."""
+    """Head and tail each made flat; after `switch`, the tail alone (Lyu et al., AAAI 2025)."""
 
     head_rho: Radius = 0.05  # radius of the head's ball, until the switch
     tail_rho: Radius = 0.10  # radius of the tail's ball

@@ -17,7 +17,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class WSAM:
-    """The loss plus a multiple of its sharpness; the share of the climbed loss may exceed one."""
+    """The loss plus a multiple of its sharpness, one that may exceed SAM's (Yue et al., KDD 2023)."""
 
     rho: Radius = 0.05  # radius of the ball
     gamma: float = 0.9  # weight of the sharpness, gamma / (1 - gamma) of it; 1/2 is SAM, 0 the plain step
