@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import __version__, runs
 from .checkpoint import remove
 from .data import LongTail
+from .data.halves import Half
 from .data.loading import workers_here
 from .data.pictures import Preparation
 from .data.streamed import told, unread
@@ -94,58 +95,90 @@ def run(
         runs.create(out, label, seed, recipe=text)
     with runs.locked(folder) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
-        if (folder / runs.SCORES).exists():  # by a process that has let go just now
-            return folder
-        start_tracker(recipe, accelerator, label, seed)
+        if not (folder / runs.SCORES).exists():  # else by a process that has let go just now
+            start_tracker(recipe, accelerator, label, seed)
+            how = {"seed": seed, "accelerator": accelerator, "workers": workers, "every": every, "on_step": on_step}
+            state, epoch = train(folder, recipe, data, model, watch=watch, on_epoch=on_epoch, **how)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            if accelerator.is_main_process:
+                finish(folder, recipe, data, model, state, epoch, accelerator, workers=workers, begun_at=begun_at)
+    return folder
 
-        append = runs.appender(folder)
 
-        def keep(row: dict[str, Any]) -> None:
-            append(row)
-            on_epoch(row)
+def train(
+    folder: Path,
+    recipe: Recipe,
+    data: LongTail,
+    model: nn.Module,
+    *,
+    accelerator: Accelerator,
+    workers: int,
+    watch: bool,
+    on_epoch: Callable[[dict[str, Any]], None],
+    **how: Any,
+) -> tuple[State, int]:
+    """All stages, with log and checkpoints in the run directory; the state at the end, and the epoch that is kept."""
+    append, groups, state = runs.appender(folder), data.group(), State()
 
-        judged_half = data.val if recipe.protocol.selection == "best-on-val" else data.test
+    def keep(row: dict[str, Any]) -> None:
+        append(row)
+        on_epoch(row)
 
-        def score(net: nn.Module) -> float:
-            assert judged_half is not None
-            logits, y = logits_of(net, judged_half, device=accelerator.device, workers=workers)
-            return evaluate(logits, y).balanced
+    def answers(net: nn.Module, half: Half) -> tuple[Tensor, Tensor]:
+        return logits_of(net, half, device=accelerator.device, workers=workers)
 
-        def watched(net: nn.Module) -> dict[str, Any]:
-            scores = evaluate(*logits_of(net, data.test, device=accelerator.device, workers=workers), groups=groups)
-            return {"test": {"all": scores.all, "balanced": scores.balanced} | scores.groups}
+    judged_half = data.val if recipe.protocol.selection == "best-on-val" else data.test
 
-        groups, state = data.group(), State()
-        epoch = fit(
-            model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
-            seed=seed, accelerator=accelerator, workers=workers, compile=recipe.compile,
-            checkpoint=folder / CHECKPOINT, every=every, identity=f"{identity(recipe)}/{seed}",
-            score=None if recipe.protocol.selection == "last" else score, watch=watched if watch else None,
-            on_epoch=keep, on_step=on_step, state=state,
-        )  # fmt: skip
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        if not accelerator.is_main_process:
-            return folder
-        ended, rows = time.monotonic(), runs.read_log(folder)
-        outcome, logits, y = judged(
-            model, recipe, data, accelerator.device,
-            epoch=epoch if epoch >= 0 else None, said=warnings(recipe, rows), workers=workers,
-        )  # fmt: skip
-        if state.unread:
-            outcome["warnings"].append(told(state.unread, "and others of their class stood in for them in training"))
-        if found := {str(i): each for i, each in state.found.items() if each}:
-            outcome["starts"] = found
-        if rows and all("test" in row for row in rows):
-            best = max(rows, key=lambda row: row["test"]["all"])
-            outcome["best_on_test"] = {"epoch": best["epoch"]} | best["test"]
-        env = environment(accelerator, data, state.wall + time.monotonic() - ended, rows) | begun_at
-        for part, missed in (("train", state.unread), ("test", unread(data.test))):
-            if missed:
-                env.setdefault("unread", {})[part] = {"images": len(missed), "first": sorted(missed)[:20]}
-        store(folder, model, outcome, logits, y, env)
-        remove(folder / CHECKPOINT)
-        return folder
+    def score(net: nn.Module) -> float:
+        assert judged_half is not None
+        return evaluate(*answers(net, judged_half)).balanced
+
+    def watched(net: nn.Module) -> dict[str, Any]:
+        scores = evaluate(*answers(net, data.test), groups=groups)
+        return {"test": {"all": scores.all, "balanced": scores.balanced} | scores.groups}
+
+    epoch = fit(
+        model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
+        accelerator=accelerator, workers=workers, compile=recipe.compile,
+        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{how['seed']}",
+        score=None if recipe.protocol.selection == "last" else score, watch=watched if watch else None,
+        on_epoch=keep, state=state, **how,
+    )  # fmt: skip
+    return state, epoch
+
+
+def finish(
+    folder: Path,
+    recipe: Recipe,
+    data: LongTail,
+    model: nn.Module,
+    state: State,
+    epoch: int,
+    accelerator: Accelerator,
+    *,
+    workers: int,
+    begun_at: dict[str, Any],
+) -> None:
+    """Judge a trained model and write all that a run directory holds of it; the checkpoint is not needed any more."""
+    ended, rows = time.monotonic(), runs.read_log(folder)
+    outcome, logits, y = judged(
+        model, recipe, data, accelerator.device,
+        epoch=epoch if epoch >= 0 else None, said=warnings(recipe, rows), workers=workers,
+    )  # fmt: skip
+    if state.unread:
+        outcome["warnings"].append(told(state.unread, "and others of their class stood in for them in training"))
+    if found := {str(i): each for i, each in state.found.items() if each}:
+        outcome["starts"] = found
+    if rows and all("test" in row for row in rows):
+        best = max(rows, key=lambda row: row["test"]["all"])
+        outcome["best_on_test"] = {"epoch": best["epoch"]} | best["test"]
+    env = environment(accelerator, data, state.wall + time.monotonic() - ended, rows) | begun_at
+    for part, missed in (("train", state.unread), ("test", unread(data.test))):
+        if missed:
+            env.setdefault("unread", {})[part] = {"images": len(missed), "first": sorted(missed)[:20]}
+    store(folder, model, outcome, logits, y, env)
+    remove(folder / CHECKPOINT)
 
 
 def refuse_taken(recipe: Recipe, *, out: Path, label: str, seed: int, resume: bool) -> None:

@@ -23,13 +23,17 @@ from flattail.recipe import from_tree, signed
 from flattail.report import markdown
 from flattail.report.tables import by_data, summary, terms
 from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json, write_text
+from flattail.sweep.chosen import Outcome
+from flattail.sweep.ledger import SETTINGS, done
+from flattail.sweep.settings import swept
+from flattail.sweep.space import axis
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from longer import LONG, LONGS, by_row, figure, long_table, title  # noqa: E402
 from measures import GROUPS, accuracy, average, kept, marked, paired, passes, spread  # noqa: E402
-from swept import HESSIAN, LINES, around_lines, draw_around, draw_swept, swept_lines  # noqa: E402
+from swept import HESSIAN, LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
 ROWS = ("ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ccsam")
@@ -46,6 +50,7 @@ BARS = (
     "from CE by these runs."
 )
 PAGE, README = HERE.parent / "docs" / "analysis.md", HERE.parent / "README.md"
+SWEEPS = HERE / "sweeps"
 AROUND = HERE / f"{LONG}-around.svg"
 BEGIN, END = "<!-- results/collect.py writes from here -->\n", "<!-- to here -->\n"
 
@@ -73,6 +78,27 @@ def keep(folders: list[Path], label: str | None) -> None:
                 write_json(there / LINES, scales)
 
 
+def keep_sweep(folder: Path) -> None:
+    """Keep what came of a sweep, under the name of its recipe."""
+    said = yaml.safe_load((folder / SETTINGS).read_text())
+    axes = [axis(f"{place}={text}") for place, text in said["over"].items()]
+    how = {name: said[name] for name in ("seeds", "validation", "score")}
+    sweep = swept(from_tree(said["recipe"]), axes, trials=None, **how)
+    outcome = Outcome.of(sweep, done(folder, sweep))
+    trials = []
+    for tried in outcome.tried:
+        note = "chosen" if tried is outcome.best else "within one standard error" if tried in outcome.alike else ""
+        if tried.score is not None:
+            trials.append(
+                {"point": tried.point, "score": tried.score.value, "error": tried.score.error, "said": note}
+                | {"seconds": tried.seconds}
+            )
+    SWEEPS.mkdir(exist_ok=True)
+    label = f"{folder.parent.name}/{folder.name.removesuffix('-sweep')}"
+    came = {"recipe": label, "over": said["over"], "history": outcome.history(), "trials": trials}
+    write_json(SWEEPS / f"{label.replace('/', '-')}.json", came)
+
+
 def page() -> str:
     """The tables of everything that is kept, and what their terms did."""
     runs = kept()
@@ -82,7 +108,7 @@ def page() -> str:
     for where in LONGS:
         if rows := by_row(runs, where):
             said += [*long_table(rows, where), f"![Accuracy of many, medium and few, row by row]({where}.svg)", ""]
-    said += [*swept_lines(runs), *around_lines(runs, AROUND.name)]
+    said += [*chosen_lines(SWEEPS), *swept_lines(runs), *around_lines(runs, AROUND.name)]
     said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
     said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
     for data, each in by_data(summary(long)).items():
@@ -246,6 +272,8 @@ if __name__ == "__main__":
     parser.add_argument("--label", help="keep them under this name, e.g. cifar10-lt-16px-rho/0.2")
     given = parser.parse_args()
     keep(given.runs, given.label)
+    for settings in (path for folder in given.runs for path in folder.rglob(SETTINGS)):
+        keep_sweep(settings.parent)
     kept.cache_clear()
     (HERE / "README.md").write_text(page())
     PAGE.write_text(docs())

@@ -95,6 +95,21 @@ def points(ax: Axes, values: Mapping[float, Sequence[float]], colour: str, label
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def chosen_lines(folder: Path) -> list[str]:
+    """What was chosen on images kept out of training, sweep by sweep: `<name>.json` of `keep_sweep`."""
+    out: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        kept = json.loads(path.read_text())
+        names = [place.rpartition(".")[2] for place in kept["over"]]
+        out += [f"## Chosen on validation images: {', '.join(names)} of `{kept['recipe']}`", ""]
+        out += [f"| {' | '.join(names)} | score | standard error | |", f"| {'---: | ' * (len(names) + 2)}--- |"]
+        for trial in kept["trials"]:
+            numbers = [f"{100 * trial[name]:.1f}" for name in ("score", "error")]
+            out.append(f"| {' | '.join([*trial['point'].values(), *numbers])} | {trial['said']} |")
+        out += ["", kept["history"], ""]
+    return out
+
+
 def around(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The kept lines of the rows of CC-SAM's figure 1: title -> arrays, of one seed each."""
     rows = by_row(runs)

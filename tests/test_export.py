@@ -15,10 +15,12 @@ from torch import nn
 
 from flattail import export as exporting
 from flattail import runs
+from flattail.classifier import classifier
 from flattail.data import DigitsLT
 from flattail.experiment import run
 from flattail.export import FORMATS, export, load_export
-from flattail.models import Split
+from flattail.export.card import front_matter
+from flattail.models import Split, Timm
 from flattail.recipe import from_tree
 
 ONE = {"epochs": 1, "batch": 64}
@@ -144,6 +146,14 @@ def test_the_hub_reads_the_card_and_its_numbers_are_the_runs(home, done):
     assert "(Vapnik, NIPS 1991)" in text
     (recipe,) = re.findall(r"^```yaml\n(.*?)^```", text, re.S | re.M)
     assert from_tree(yaml.safe_load(recipe)) == from_tree(runs.read(home).recipe)
+
+
+def test_the_hub_is_told_which_model_was_tuned(home, monkeypatch):
+    of = classifier(home)
+    assert "base_model" not in front_matter(of, "a name", [])
+    monkeypatch.setattr(type(of.recipe.model), "base", Timm("resnet50.a1_in1k", weights="timm").base, raising=False)
+    assert front_matter(of, "a name", [])["base_model"] == "timm/resnet50.a1_in1k"
+    assert Timm("resnet50.a1_in1k").base is None and Timm("resnet50", weights="weights.pth").base is None
 
 
 def test_the_snippets_of_the_card_run(home, done, monkeypatch):

@@ -32,7 +32,7 @@ from flattail.sweep.apart import examined, halves
 from flattail.sweep.chosen import Outcome
 from flattail.sweep.figure import drawn
 from flattail.sweep.kept import final_runs
-from flattail.sweep.ledger import BUSY, Tried, ask, done, opened, place, started, tell
+from flattail.sweep.ledger import BUSY, Tried, ask, done, left, opened, place, started, tell
 from flattail.sweep.settings import swept
 from flattail.sweep.space import Range, Values, axis, names, points
 from flattail.sweep.trial import Judged, validated
@@ -332,7 +332,9 @@ def test_a_trial_has_one_process_and_goes_to_another_when_that_is_gone(tmp_path)
     started(tmp_path, s)
     first, second, third = ExitStack(), ExitStack(), ExitStack()
     assert ask(tmp_path, s, first) == (0, {RHO: "0.05"}) and ask(tmp_path, s, second) == (1, {RHO: "0.1"})
-    assert ask(tmp_path, s, third) == (BUSY, {})
+    before = (tmp_path / "study.log").read_bytes()
+    assert ask(tmp_path, s, third) == (BUSY, {}) and left(tmp_path, s) == 2
+    assert (tmp_path / "study.log").read_bytes() == before, "who waits looks twice a second, for hours"
     first.close()  # it ended without a word
     assert ask(tmp_path, s, third) == (0, {RHO: "0.05"})
     finished(tmp_path, s, 0, [judged((9, 5))])

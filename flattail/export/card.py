@@ -85,8 +85,10 @@ def front_matter(of: Classifier, name: str, formats: list[str]) -> dict[str, Any
         "metrics": [{"type": "accuracy", "name": n, "value": round(v, 6)} for n, v in values.items() if v is not None],
     }
     more = ["onnx"] if "onnx" in formats else []
+    base = getattr(of.recipe.model, "base", None)
     return {
         "library_name": "flattail",
+        **({"base_model": base} if base else {}),
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "long-tailed-recognition", "class-imbalance", *more],
         "metrics": ["accuracy"],

@@ -56,6 +56,14 @@ class Timm:
             self.adapter.insert(net)
         return Split(net if self.size is None else Sized(net, self.size), HEADS[self.head](features, classes))
 
+    @property
+    def base(self) -> str | None:
+        """The model on the Hugging Face Hub whose weights this one begins with, if they come from there."""
+        import timm
+
+        settings = timm.get_pretrained_cfg(self.model) if self.weights == HUB else None
+        return settings.hf_hub_id if settings is not None else None
+
     def normalisation(self, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Mean and deviation [channels] that images are normalised by, of x/255; None: the data's own."""
         if (self.normalise or ("timm" if self.weights else "data")) == "data":

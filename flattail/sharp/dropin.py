@@ -136,7 +136,10 @@ class SharpnessAware:
     def terms(self, y: Tensor, **given: Any) -> list[Term]:
         """The method's terms for labels `[B]`."""
         if y.ndim != 1 or y.is_floating_point():
-            raise ValueError(f"labels are classes, [B] int64, not {list(y.shape)} {y.dtype}")
+            raise ValueError(
+                f"labels are classes, [B] int64, not {list(y.shape)} {y.dtype}; a method that reads no class, as SAM, "
+                "goes with any loss [B]: give it torch.zeros(B, dtype=torch.int64)"
+            )
         if self.counts is not None:
             if self.counts.device != y.device:
                 self.counts, self.few = self.counts.to(y.device), self.few.to(y.device)  # type: ignore[union-attr]

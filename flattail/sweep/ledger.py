@@ -80,7 +80,12 @@ def opened(folder: Path) -> Study:
     if os.path.lexists(lock):
         lock.unlink()
     storage = JournalStorage(JournalFileBackend(str(path)))
-    study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+    try:
+        study = optuna.load_study(
+            storage=storage, study_name="sweep"
+        )  # which writes nothing, as whoever waits looks often
+    except KeyError:
+        study = optuna.create_study(storage=storage, study_name="sweep", direction="maximize")
     study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials(deepcopy=False)))
     return study
 
