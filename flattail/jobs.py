@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -186,9 +187,28 @@ def start(target: Callable[..., None], *what: Any, **how: Any) -> Worker:
     context.set_forkserver_preload([target.__module__])
     said, tell = context.Pipe(duplex=False)
     process = context.Process(target=target, args=what, kwargs={"tell": tell, **how})
-    process.start()
+    if kind == "forkserver":
+        resource_tracker.ensure_running()  # by itself, since it lets signals through when it has begun
+    with held_back(signal.SIGINT):
+        process.start()
     tell.close()
     return Worker(process, said)
+
+
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes meanwhile comes later, and processes begun inside never see it: Ctrl-C is their parent's.
+
+    Else it would be a traceback of whichever was just importing. Where there are no masks of signals, nothing is done.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def heard(said: Connection) -> str | None:

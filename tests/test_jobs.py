@@ -89,7 +89,7 @@ def test_only_the_main_process_returns_folders(tmp_path, monkeypatch):
     assert all_of({"a": digits()}, tmp_path) == []
 
 
-def started(tmp_path, names, epochs=400):
+def started(tmp_path, names, epochs=400, **how):
     """`flattail train` on recipes of these names, side by side, and their run directories."""
     for name in names:
         tree = DIGITS | {"stages": [{"epochs": epochs, "method": "sam"}]}
@@ -103,7 +103,9 @@ def started(tmp_path, names, epochs=400):
         "--device",
         "cpu",
     ]  # a thread each
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **how
+    )
     return process, [tmp_path / "out" / tmp_path.name / n / "0" for n in names]
 
 
@@ -167,6 +169,15 @@ def test_sigterm_stops_every_run_with_its_checkpoint_and_begins_no_other(tmp_pat
     assert "stopped, with a checkpoint; the same command with --resume goes on" in said and "Traceback" not in said
     assert sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("checkpoint.pt")) == list("abc"[:jobs])
     assert not (tmp_path / "out" / tmp_path.name / "c").exists()
+
+
+def test_ctrl_c_while_the_workers_begin_is_told_once(tmp_path):
+    process, _ = started(tmp_path, ["a", "b"], start_new_session=True)
+    children = psutil.Process(process.pid).children
+    until(lambda: any("forkserver" in " ".join(p.cmdline()) for p in children()))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group has it
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "Traceback" not in said and "--resume goes on" in said, said
 
 
 def test_progress_in_a_file_is_a_line_now_and_then(capsys, monkeypatch):
