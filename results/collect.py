@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from flattail.recipe import from_tree, signed
+from flattail.recipe import from_tree, signed, to_tree
 from flattail.report import markdown
 from flattail.report.tables import by_data, summary, terms
 from flattail.runs import ENV, LOG, RECIPE, SCORES, Run, find, write_json, write_text
+from flattail.stage import clock
 from flattail.sweep.chosen import Outcome
 from flattail.sweep.ledger import SETTINGS, done
 from flattail.sweep.settings import swept
@@ -38,8 +40,14 @@ from swept import HESSIAN, LINES, around_lines, chosen_lines, draw_around, draw_
 KEPT = (RECIPE, LOG, SCORES, ENV)
 ROWS = ("ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ccsam")
 QUICK = "cifar10-lt-quick"  # whose rows, and those of its second stages, stand in one table
-SAID = {"lambda_min": "λ_min", "lambda_max": "λ_max", "trace": "trace", "ratio": "|λ_min/λ_max|"}
-ENDS = ("lambda_min", "lambda_max", "trace", "ratio", "loss")
+SAID = {
+    "lambda_min": "λ_min",
+    "lambda_max": "λ_max",
+    "trace": "trace",
+    "ratio": "|λ_min/λ_max|",
+    "gradient_norm": "‖∇L‖",
+}
+ENDS = ("lambda_min", "lambda_max", "trace", "ratio", "loss", "gradient_norm")
 CAVEAT = (
     "Forward (F) and backward (B) passes of the whole batch, on average over training. Seconds of training, mean over "
     "seeds, on one core of a machine that did other work as well: good for orders of magnitude only."
@@ -180,7 +188,7 @@ def side_by_side(runs: list[Run]) -> list[str]:
         if found.clear:
             (ahead if found.mean > 0 else behind).append(first.recipe["title"])
         took = mean(run.env["seconds"] for run in seeds.values() if run.env)
-        said = ", ".join(dict.fromkeys(asked(stage) for stage in first.recipe["stages"]))
+        said = ", ".join(dict.fromkeys(asked(first.recipe)))
         lines.append(f"| {name} | {' | '.join(cells)} | {delta} | {len(seeds)} | {said} | {took:.0f} |")
     said_of = [
         f"{where}: {', '.join(names) or 'nobody'}." for where, names in (("Ahead of CE", ahead), ("Behind it", behind))
@@ -204,15 +212,21 @@ def cost(runs: list[Run]) -> list[str]:
         if run.recipe is None or not run.env or run.label.startswith("digits"):
             continue
         seconds[run.label].append(run.env["seconds"])
-        stages[run.label] = ", ".join(asked(stage) for stage in run.recipe["stages"])
+        stages[run.label] = ", ".join(asked(run.recipe))
     for label, said in stages.items():
         lines.append(f"| {label} | {said} | {mean(seconds[label]):.0f} |")
     return [*lines, "", CAVEAT]
 
 
-def asked(stage: dict[str, Any]) -> str:
-    """Passes a step of a stage, on average; none where nothing is trained."""
-    return average(passes(json.dumps(stage["method"]))) if stage["epochs"] else "none"
+def asked(recipe: Mapping[str, Any]) -> list[str]:
+    """Passes a step, stage by stage, on average over its epochs; none where nothing is trained."""
+    stages, said = from_tree(recipe).stages, []
+    for i, stage in enumerate(stages):
+        begun, epochs = clock(stages, i)
+        each = range(max(5, 40 // max(stage.epochs, 1)))  # steps that stand for an epoch's
+        shares = tuple((begun + e) / epochs for e in range(stage.epochs) for _ in each)
+        said.append(average(passes(json.dumps(to_tree(stage.method)), shares)) if shares else "none")
+    return said
 
 
 def spectra() -> str:
@@ -241,18 +255,18 @@ def spectra() -> str:
     return "\n".join(lines)
 
 
-def both_of(seeds: list[dict[str, Any]], number: str, name: str) -> tuple[float, float]:
-    """A number's mean over seeds and their standard deviation; of one seed the standard error over samples."""
+def both_of(seeds: list[dict[str, Any]], number: str, name: str) -> tuple[float, float | None]:
+    """A number's mean over seeds and their standard deviation; of one seed the error over samples, if known."""
     values = [s[number][s["name"].index(name)] for s in seeds]
     alone = seeds[0].get(f"{number}_samples")
-    bar = stdev(values) if len(values) > 1 else alone[seeds[0]["name"].index(name)]
+    bar = stdev(values) if len(values) > 1 else alone[seeds[0]["name"].index(name)] if alone else None
     return mean(values), bar
 
 
-def shown_as(value: float, bar: float) -> str:
+def shown_as(value: float, bar: float | None) -> str:
     """Both with as many digits as the value's size asks for."""
     digits = next((d for d, least in enumerate((100, 10, 1)) if abs(value) >= least), 3)
-    return f"{value:.{digits}f} ± {bar:.{digits}f}".replace("-", "−")
+    return (f"{value:.{digits}f}" + ("" if bar is None else f" ± {bar:.{digits}f}")).replace("-", "−")
 
 
 def docs() -> str:

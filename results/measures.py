@@ -20,7 +20,6 @@ from flattail.sharp import Method
 
 HERE = Path(__file__).parent
 GROUPS = ("many", "medium", "few", "all")
-STEPS = 20  # of the small training whose passes are counted
 
 
 @cache
@@ -62,14 +61,14 @@ def marked(found: Difference) -> str:
 
 
 @cache
-def passes(method: str) -> tuple[tuple[int, int], ...]:
-    """(forwards, backwards) of every step of a small training of ten classes, of a method's tree as JSON."""
+def passes(method: str, progress: tuple[float, ...]) -> tuple[tuple[int, int], ...]:
+    """(forwards, backwards) of steps at these shares of a small training of ten classes, of a method's tree as JSON."""
     torch.manual_seed(0)
     net = Split(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 10))
     flat = SharpnessAware(net, built(Method, json.loads(method), "method"), [5000 >> c for c in range(10)])
     x, y, taken = torch.randn(40, 4), torch.arange(40) % 10, []
-    for step in range(STEPS):
-        flat.backward(lambda: F.cross_entropy(net(x), y, reduction="none"), y, step / STEPS, step=step)
+    for step, now in enumerate(progress):
+        flat.backward(lambda: F.cross_entropy(net(x), y, reduction="none"), y, now, step=step)
         assert flat.outcome is not None
         taken.append((flat.outcome.forwards, flat.outcome.backwards))
     return tuple(taken)

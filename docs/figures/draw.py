@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from flattail import SAM, SharpnessAware
+from flattail import CCSAM, SAM, SharpnessAware
 
 HERE = Path(__file__).parent
 INK, SOFT, HEAD, TAIL, FLAT = "#112233", "#889aab", "#1c6fd1", "#d1491c", "#1c8a4b"
@@ -137,10 +137,10 @@ def places() -> Figure:
 
 def radii() -> Figure:
     """CC-SAM's radius by class size, eqs. 8 and 9, on CIFAR-10-LT with an imbalance of 100."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), width_ratios=[1, 1.35])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.4), width_ratios=[1, 1.35], gridspec_kw={"wspace": 0.32})
     counts = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
     length = lambda n, g: 650**0.25 * np.sqrt(6 / (2 * g)) / (n - 1) ** 0.25  # noqa: E731
-    shown = [0, 3, 6, 9]
+    shown, used = [0, 3, 6, 9], CCSAM()
     for i in shown:
         r = length(counts[i], 1.0)
         colour = HEAD if i == 0 else TAIL if i == 9 else SOFT
@@ -158,17 +158,17 @@ def radii() -> Figure:
         right.plot(n, length(n, g) / 6, dash, color=colour)
         right.plot(counts, length(counts, g) / 6, "o", color=colour, markersize=4)
         right.text(5600, length(5000, g) / 6, rf"$\Vert g_c\Vert={g:g}$", color=colour, va="center")
-    right.plot([45, 4200], [0.05, 0.05], color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2)
-    right.text(50, 0.0445, "the default cap", fontsize=9, va="center")
+        right.plot(n, np.minimum(used.scale * length(n, g) / 6, used.cap), color=colour, linestyle=(0, (4, 3)))
+    right.text(5600, used.scale * length(5000, 1.0) / 6, "by default", va="center")
     right.set(
         xscale="log",
         yscale="log",
         xlabel="training images of the class",
         ylabel=r"$\Vert e_c\Vert\;/\;\Vert\theta\Vert$",
     )
-    right.set(xlim=(45, 20000), ylim=(0.035, 2.5))
+    right.set(xlim=(45, 20000), ylim=(0.001, 2.5))
     right.set_xticks([50, 500, 5000], ["50", "500", "5,000"])
-    right.set_yticks([0.05, 0.1, 0.5, 1.0], ["0.05", "0.1", "0.5", "1"])
+    right.set_yticks([0.001, 0.01, 0.1, 1.0], ["0.001", "0.01", "0.1", "1"])
     right.minorticks_off()
     right.set_title("rarer, or already fitted: further")
     return figure

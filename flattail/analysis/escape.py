@@ -2,8 +2,9 @@
 
 <g(w + e), v>  ~  <g, v> + lambda <e, v>  =  (1 + rho_eff lambda) <g, v>,   e = rho g/||g||,  rho_eff = rho/||g||
 
-so that the second moment along v is multiplied by (1 + rho_eff lambda)²: more than 1 only where lambda < −2/rho_eff.
-(Rangwani et al., NeurIPS 2022, state it for the climb without normalisation, e = rho g.)
+so that the second moment along v is multiplied by (1 + rho_eff lambda)²: for lambda < 0, more than 1 only where
+lambda < −2/rho_eff. (For a climb without normalisation, e = rho g, rho takes the place of rho_eff.) After Rangwani et
+al., NeurIPS 2022.
 """
 
 from __future__ import annotations

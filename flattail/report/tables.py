@@ -87,18 +87,23 @@ def by_data(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def terms(row: Row) -> list[TermLine]:
-    """What every term of the row's method did, from the logs of its finished (else of all) runs."""
+    """What every term of the row's method did, from the logs of its finished (else of all) runs.
+
+    Where a term has ended or not begun, as that of the head after SSE-SAM's switch, its stage goes on without it.
+    """
     logs = [run.rows for run in row.runs or row.unfinished]
     names = dict.fromkeys(name for log in logs for line in log for name in line.get("terms", {}))
     lines = []
     for name in names:
         seen = [[line["terms"][name] for line in log if name in line.get("terms", {})] for log in logs]
+        stages = [{line["stage"] for line in log if name in line.get("terms", {})} for log in logs]
+        whole = sum(line["stage"] in there for log, there in zip(logs, stages, strict=True) for line in log)
         last = [next((t for t in reversed(log) if t["radius"] is not None), None) for log in seen]
         lines.append(
             TermLine(
                 row.name,
                 name,
-                active=float(np.mean([t["active"] for log in seen for t in log])),
+                active=sum(t["active"] for log in seen for t in log) / whole,
                 radius=Estimate.of(t["radius"] for t in last if t).mean,
                 gap=Estimate.of((t["gap"] for t in last if t), digits=4),
                 remark=next((t["remark"] for t in last if t and "remark" in t), ""),

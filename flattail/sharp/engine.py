@@ -192,7 +192,7 @@ def weights_step(
             del slopes[n]
         else:
             moves[n] = [g.clone() for g, p in zip(moves[n], trained, strict=True) if id(p) in ids]
-        torch._foreach_mul_(moves[n], torch.as_tensor(1 / (scale * unit)))
+        torch._foreach_div_(moves[n], torch.as_tensor(scale * unit))
         if together:
             *moves[n], own = processes.add_all([*moves[n], own.clone()])
         torch._foreach_mul_(moves[n], 1 / positive(own))
@@ -300,7 +300,7 @@ def ungrouped(parts: Sequence[Part], processes: Processes) -> list[Part]:
     for part in parts:
         for t in part.terms:
             if t.by is not None:
-                here = torch.zeros(t.groups, device=t.by.device).index_add_(0, t.by, (t.weight != 0).float())
+                here = t.weight.new_zeros(t.groups).index_add_(0, t.by, (t.weight != 0).to(t.weight.dtype))
                 occurs[t.name] = occurs.get(t.name, 0) + here
     groups = {n: processes.add(here).nonzero().squeeze(1).tolist() or [0] for n, here in occurs.items()}
 

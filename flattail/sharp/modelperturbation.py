@@ -2,8 +2,8 @@
 
     1/M sum_j L(w + e_j),   e_j = rho ||w|| n_j / ||n_j||,   n_j ~ N(0, 1)
 
-with w the displaced parameters. The distribution is our reading: the CC-SAM paper compares with the method and states
-no settings. Nobody looks from w. Cost: M (F + B).
+with w the displaced parameters. The distribution is our reading: the CC-SAM paper compares with the method, and its
+settings are in an appendix that we could not read. Nobody looks from w. Cost: M (F + B).
 """
 
 from __future__ import annotations

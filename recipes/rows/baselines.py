@@ -269,9 +269,9 @@ def grid(s: Setting) -> dict[str, Row]:
 def ablation(s: Setting) -> dict[str, Row]:
     """Direction and length of the class-wise climb, apart and together, before the second stage."""
     crt = second_stages(s)["crt"].stages[1]
-    note = "The paper ablates on Places-LT; its length of 1 for `dir` is here cut to the cap, as all lengths are."
+    note = "The paper ablates on Places-LT; its length of 1 for `dir` is here cut to the cap."
     forms: dict[str, tuple[str, CCSAM]] = {
-        "ablation-dir": ("cRT + dir", CCSAM(length="unit")),
+        "ablation-dir": ("cRT + dir", CCSAM(scale=1.0, length="unit")),
         "ablation-mag": ("cRT + mag", CCSAM(direction="random")),
         "ablation-dir-mag": ("cRT + dir + mag", CCSAM()),
     }

@@ -172,9 +172,11 @@ def notes(s: Setting, scheme: str, suffix: str) -> Iterator[str]:
         yield "BatchNorm moves in every pass, as in the released code."
     if suffix == "-ccsam":
         yield (
-            "Radii: the paper's equations 8 and 9 for the head alone, without a factor; the cap and the mean over the "
-            "classes of a batch: ours. No large-scale settings were released."
+            "Radii: the paper's equations 8 and 9 for the head alone; their factor of 0.03, the cap and the mean over "
+            "the classes of a batch: ours. No large-scale settings were released."
         )
+        if s is INAT:
+            yield "Jitter: that of the rows beside it; CC-SAM's code has none on iNaturalist."
         yield (
             "Second stage: a sample per class in turn, BatchNorm moving, a fifth of the rate on a cosine: the released "
             f"code's for sets other than CIFAR; its {s.second} epochs: ours, those of cRT in Kang et al. (ICLR 2020)."

@@ -74,6 +74,7 @@ def of_sixteen(where: str) -> Iterator[Shipped]:
         "ssesam": ("CE + SSE-SAM", SSESAM(0.05, 0.1, 0.7, eta=eta)),
         "focalsam": ("CE + Focal-SAM", FocalSAM(0.1, 0.8, 3.0)),
         "ccsam": ("CE + CC-SAM", CCSAM()),
+        "ce-classes": ("CE, mean over classes", CCSAM(scale=0.0)),
     }
     for name, (title, method) in rows.items():
         loss = losses.get(name.split("-")[0], CE())

@@ -76,11 +76,11 @@ FORMS = {
     "ssesam": (SSESAM(head_rho=0.1, tail_rho=0.4), [(1 - tail, ball(0.1)), (tail, ball(0.4))]),
     "focalsam": (FocalSAM(rho=0.2), [(1 - share, stay), (share, ball(0.2))]),
     "ccsam": (
-        CCSAM(scope="all", cap=math.inf, average="samples"),
+        CCSAM(scale=1.0, scope="all", cap=math.inf, average="samples"),
         [(m, conditional(n, 1.0)) for m, n in zip(member, COUNTS.tolist(), strict=True)],
     ),
     "ccsam-cap": (
-        CCSAM(scope="all", cap=0.05, average="samples"),
+        CCSAM(scale=1.0, scope="all", cap=0.05, average="samples"),
         [(m, conditional(n, 1.0, 0.05)) for m, n in zip(member, COUNTS.tolist(), strict=True)],
     ),
     "ccsam-mix-classes": (

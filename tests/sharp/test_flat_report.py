@@ -103,11 +103,11 @@ def test_ccsam_has_a_radius_per_class_and_none_for_a_class_never_seen():
 
 
 def test_the_cap_is_a_share_of_the_weights():
-    aware, _ = steps(CCSAM(cap=0.03))
+    aware, _ = steps(CCSAM(scale=1.0, cap=0.03))
     assert aware.report.terms["class"].radii == pytest.approx([0.03] * CLASSES, rel=1e-6)
-    aware, _ = steps(CCSAM(cap=0.03, norm="per-tensor"))
+    aware, _ = steps(CCSAM(scale=1.0, cap=0.03, norm="per-tensor"))
     assert aware.report.terms["class"].radii == pytest.approx([0.03] * CLASSES, rel=1e-6)
-    aware, _ = steps(CCSAM(cap=0.03, scope="all"))
+    aware, _ = steps(CCSAM(scale=1.0, cap=0.03, scope="all"))
     assert [r.radius for r in aware.report.terms.values()] == pytest.approx([0.03] * CLASSES, rel=1e-6)
 
 

@@ -26,11 +26,11 @@ from flattail.sharp.perturb import routed
 
 INF = math.inf
 FORMS = {
-    "paper": CCSAM(cap=INF, average="samples"),
+    "paper": CCSAM(scale=1.0, cap=INF, average="samples"),
     "small": CCSAM(scale=1e-6, cap=INF, average="samples"),
-    "capped": CCSAM(cap=0.05, average="classes", mix=0.4),
-    "per-tensor": CCSAM(cap=INF, norm="per-tensor", average="class-sum"),
-    "per-tensor-capped": CCSAM(cap=0.2, norm="per-tensor", average="samples", mix=0.7),
+    "capped": CCSAM(scale=1.0, cap=0.05, average="classes", mix=0.4),
+    "per-tensor": CCSAM(scale=1.0, cap=INF, norm="per-tensor", average="class-sum"),
+    "per-tensor-capped": CCSAM(scale=1.0, cap=0.2, norm="per-tensor", average="samples", mix=0.7),
 }
 
 
@@ -296,8 +296,8 @@ def test_a_scope_of_weights_and_the_head_agree_where_they_mean_the_same():
     """scope='head' through one pass equals the pattern '^head' through a pass per class."""
     model, (x, y) = mlp(), data()
     for average in ("samples", "classes", "class-sum"):
-        head = CCSAM(cap=INF, mix=0.6, average=average)
-        layers = CCSAM(cap=INF, mix=0.6, average=average, scope=r"^head\.")
+        head = CCSAM(scale=1.0, cap=INF, mix=0.6, average=average)
+        layers = CCSAM(scale=1.0, cap=INF, mix=0.6, average=average, scope=r"^head\.")
         close(gradient(model, head, x, y), gradient(model, layers, x, y), 1e-12)
 
 
@@ -316,3 +316,20 @@ def test_spatial_heads_take_the_generic_path():
     layers = Term("class", torch.ones(len(y)), radial, by=y, groups=CLASSES)
     sharp_backward([Part(closure(model, x, y), [layers])], model, "weights", only=r"^head\.")
     close(got, gradients(model), 1e-12)
+
+
+def test_by_default_classes_of_ccsam_climb_by_their_own_lengths():
+    """Eqs. 8 and 9 up to a common factor: rare classes, and those with small gradients, further; no cap in between."""
+    model, (x, y) = mlp(), data()
+    aware = flat(model, CCSAM())
+    aware.backward(closure(model, x, y), y)
+    (found,) = aware.outcome.radii.values()
+    head = [*model.head.parameters()]
+    whole = torch.cat([p.detach().flatten() for p in head])
+    for c in y.unique().tolist():
+        loss = closure(model, x[y == c], y[y == c])().mean()
+        slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, head)]).norm()
+        length = 0.03 * len(whole) ** 0.25 * (whole.norm() / (2 * slope)) ** 0.5 / (int(aware.counts[c]) - 1) ** 0.25
+        assert (
+            float(found[c]) == pytest.approx(float(length / whole.norm()), rel=1e-9) and float(found[c]) < CCSAM().cap
+        )

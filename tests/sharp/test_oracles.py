@@ -222,8 +222,8 @@ ORACLES = {
     "imbsam-group-mean": (ImbSAM(rho=0.3, eta=100, over="members"), imbsam(group_mean=True)),
     "focalsam": (FocalSAM(rho=0.3, strength=0.8, gamma=3.2), focalsam()),
     "focalsam-strong": (FocalSAM(rho=0.3, strength=1.1, gamma=2.0), focalsam(strength=1.1, gamma=2.0)),
-    "ccsam-head": (SAMPLES(cap=INF), ccsam_paper(("head",))),
-    "ccsam-head-capped": (SAMPLES(cap=0.1), ccsam_paper(("head",), cap=0.1)),
+    "ccsam-head": (SAMPLES(scale=1.0, cap=INF), ccsam_paper(("head",))),
+    "ccsam-head-capped": (SAMPLES(scale=1.0, cap=0.1), ccsam_paper(("head",), cap=0.1)),
     "ccsam-head-classes": (
         CCSAM(scale=0.1, cap=INF, average="classes"),
         ccsam_paper(("head",), scale=0.1, average="classes"),
@@ -243,7 +243,7 @@ ORACLES = {
     ),
     "ccsam-all": (SAMPLES(scale=0.1, cap=INF, scope="all"), ccsam_paper(("",), scale=0.1)),
     "ccsam-all-classes": (
-        CCSAM(cap=0.1, scope="all", average="classes"),
+        CCSAM(scale=1.0, cap=0.1, scope="all", average="classes"),
         ccsam_paper(("",), cap=0.1, average="classes"),
     ),
 }
@@ -301,8 +301,8 @@ def test_a_cosine_head_equals_functional_call():
     t = [0.0] * STEPS
     for head, method, oracle in (
         ("cosine", SAMPLES(scale=0.1, cap=INF), ccsam_paper(("head",), scale=0.1)),
-        ("mlp", CCSAM(cap=0.1, average="class-sum"), ccsam_paper(("head",), cap=0.1, average="class-sum")),
-        ("no-bias", SAMPLES(cap=0.1, mix=0.5), ccsam_paper(("head",), cap=0.1, mix=0.5)),
+        ("mlp", CCSAM(scale=1.0, cap=0.1, average="class-sum"), ccsam_paper(("head",), cap=0.1, average="class-sum")),
+        ("no-bias", SAMPLES(scale=1.0, cap=0.1, mix=0.5), ccsam_paper(("head",), cap=0.1, mix=0.5)),
     ):
         got, expected = train(by_engine(method), t, head=head), train(by_hand(oracle), t, head=head)
         for a, b in zip(got, expected, strict=True):
