@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flattail.recipe import from_tree, identity, read, shipped
+
 HERE = Path(__file__).parent.parent / "results"
 
 
@@ -23,6 +25,15 @@ def test_the_pages_are_made_from_the_runs_beside_it(collect):
     assert (HERE / "README.md").read_text() == collect.page()
     assert collect.PAGE.read_text() == collect.docs()
     assert collect.README.read_text() == collect.front()
+
+
+def test_what_is_kept_was_trained_by_the_recipes_that_are_shipped(collect):
+    """Or the numbers beside a recipe would be another's."""
+    there = {run.label: shipped() / f"{run.label}.yaml" for run in collect.kept()}
+    known = {label: identity(read(path)) for label, path in there.items() if path.exists()}
+    others = {run.label for run in collect.kept() if known.get(run.label, identity(from_tree(run.recipe)))
+              != identity(from_tree(run.recipe))}  # fmt: skip
+    assert len(known) > 60 and others == set()
 
 
 def test_the_figures_are_made_from_the_runs_beside_it(collect, tmp_path):

@@ -126,7 +126,7 @@ def markdown(runs: Sequence[Run], *, baseline: str | None = None) -> str:
         heads = _heads(rows)
         compared, published = len(rows) > 1, any(row.expect for row in rows)
         titles = ["", *(heads[name] for name in SHARES), "n"]
-        titles += [f"Δ all to {rows[0].name}"] * compared + ["published"] * published
+        titles += [f"Δ all to {rows[0].name}"] * compared + ["expected"] * published
         lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
         for row in rows:
             cells = [row.name, *(str(row.columns[name]) for name in SHARES), str(row.n)]

@@ -144,7 +144,7 @@ def test_an_unfinished_run_beside_finished_ones(make, tmp_path):
 def test_published_numbers_stand_beside_ours(make, tmp_path):
     make("ce", 0, expect={"accuracy": 70.5, "source": "Cao et al., table 2", "status": "smoke"})
     text = Page(built(tmp_path)).text
-    assert "published" in text and "70.5" in text and "smoke · Cao et al., table 2" in text
+    assert "expected" in text and "70.5" in text and "smoke · Cao et al., table 2" in text
 
 
 def test_rows_of_another_protocol_have_no_difference_and_the_headline_names_no_best(make, tmp_path):
