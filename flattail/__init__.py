@@ -22,6 +22,7 @@ HOMES = {
     "flattail.export": ["load_export"],
 }  # fmt: skip
 NAMES = {name: home for home, names in HOMES.items() for name in names}
+__all__ = list(NAMES)
 
 
 def __getattr__(name: str) -> Any:

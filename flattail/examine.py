@@ -51,7 +51,7 @@ def examine(
         `analysis/<name>.npz`: one row per class or group, in the order of `name`.
 
     Raises:
-        ValueError: for options that are none, or a split without samples.
+        ValueError: for options that are none, a split without samples, or where another question was answered before.
     """
     if name not in ANALYSES:
         raise ValueError(f"there is no analysis {name!r}; {guess(name, ANALYSES)}")
@@ -74,6 +74,9 @@ def examine(
     final, parts = out / f"{name}.npz", out / f"{name}.parts"
     if kept(out / f"{name}.json") == said and final.exists():
         return final
+    if (before := kept(out / f"{name}.json")) is not None and final.exists():
+        other = ", ".join(what for what in said if said[what] != before.get(what))
+        raise ValueError(f"{final} answers a question with other {other}: move it and its .json away, or remove them")
     alone = PartialState(cpu=device == "cpu")
     if alone.is_main_process and kept(parts / "options.json") != said:
         shutil.rmtree(parts, ignore_errors=True)

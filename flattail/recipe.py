@@ -159,13 +159,21 @@ def read(source: Path | str, sets: typing.Sequence[str] = ()) -> Recipe:
 
 
 def changed(recipe: Recipe, sets: typing.Sequence[str]) -> Recipe:
-    """The recipe with `a.b=c` replaced for each of `sets`. RecipeError, naming the place, where that cannot be."""
+    """The recipe with `a.b=c` replaced for each of `sets`. RecipeError, naming the place, where that cannot be.
+
+    What is expected of a recipe is not expected of one that does something else.
+    """
     if not sets:
         return recipe
     tree = to_tree(recipe)
     for assignment in sets:
         tree = replaced(tree, assignment)
-    return from_tree(tree)
+    new = from_tree(tree)
+    return (
+        new
+        if new.expect != recipe.expect or identity(new) == identity(recipe)
+        else dataclasses.replace(new, expect=None)
+    )
 
 
 class _Loader(yaml.SafeLoader):

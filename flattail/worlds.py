@@ -31,6 +31,7 @@ from .openset import (
 from .priors import PriorScores, prior, under
 from .rebuilt import restored
 from .recipe import Dataset, Recipe, built, from_tree
+from .sharp.shares import class_shares
 from .stage import Stage
 
 # ---- images of unknown classes -----------------------------------------------------------------------------
@@ -192,7 +193,8 @@ def under_priors(
 def trained_prior(recipe: Recipe, counts: Tensor) -> tuple[Tensor, list[str]]:
     """The log prior [C] that a run's logits are calibrated for, and what is not known of it.
 
-    That of the loss of the last stage that trains, given the class shares that the stage's sampler draws.
+    That of the loss of the last stage that trains, given the class shares that the stage's sampler draws and its method
+    weighs.
     """
     stage, said = last_trained(recipe), []
     if not stage.epochs:
@@ -208,6 +210,9 @@ def trained_prior(recipe: Recipe, counts: Tensor) -> tuple[Tensor, list[str]]:
         if known is None:
             said.append(f"{type(value).__name__} does not say which class prior it trains for: the data's is taken")
     drawn = counts.double() / counts.sum() if shares is None else shares(counts, 1.0)
+    shots = getattr(recipe.data, "shots", None)
+    few = counts < 20 if shots is None else shots.group(counts).get("few", counts < 20)
+    drawn = class_shares(stage.method, drawn, stage.batch, counts=counts, few=few)
     return drawn.log() if log_prior is None else log_prior(counts, drawn=drawn), said
 
 

@@ -75,7 +75,8 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
     for name, seeds in rows.items():
         cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         delta = "" if name == "ce" else marked(paired(seeds, rows["ce"], "all"))
-        said = [spread(best[name]), str(len(seeds)), delta, published(where, name)]
+        watched = spread(best[name]) + (f" (n = {len(best[name])})" if 0 < len(best[name]) < len(seeds) else "")
+        said = [watched, str(len(seeds)), delta, published(where, name)]
         out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells, *said])} |")
     out += [
         "", f"{SEEDS} All: the mean over classes, last epoch. Best epoch on test: what choosing by the test set would "

@@ -54,7 +54,8 @@ MAY: dict[str, set[str]] = {
         "torch", "accelerate", "numpy", "yaml", "analysis", "experiment", "recipe", "runs", "data", "losses", "sharp",
     },
     "worlds": {
-        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "stage", "data",
+        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "sharp", "stage",
+        "data",
     },
     "classifier": {"torch", "data", "rebuilt", "recipe", "runs", "worlds"},
     "predict": {"torch", "classifier", "data", "devices", "priors"},

@@ -35,6 +35,12 @@ def counted(monkeypatch):
     return parts
 
 
+def forget(folder, name):
+    """Make room for another question."""
+    for path in (folder / "analysis").glob(f"{name}.*"):
+        path.unlink()
+
+
 def test_arrays_and_options_are_kept(folder):
     path = examine(folder, "hessian", sets=FAST["hessian"], device="cpu")
     with np.load(path, allow_pickle=False) as arrays:
@@ -51,6 +57,11 @@ def test_the_same_question_is_not_computed_again(folder, monkeypatch):
     parts = counted(monkeypatch)
     examine(folder, "radius", sets=FAST["radius"], device="cpu")
     assert parts == []
+    with pytest.raises(ValueError, match=r"radius\.npz answers a question with other options: move it"):
+        examine(folder, "radius", sets=["samples=5"], device="cpu")
+    with pytest.raises(ValueError, match="other options, split: move"):
+        examine(folder, "radius", sets=["samples=5"], split="test", device="cpu")
+    forget(folder, "radius")
     examine(folder, "radius", sets=["samples=5"], device="cpu")
     assert len(parts) == 11  # ten classes and the whole
 
@@ -58,6 +69,7 @@ def test_the_same_question_is_not_computed_again(folder, monkeypatch):
 def test_an_interrupted_analysis_goes_on_and_a_damaged_part_is_computed_again(folder, monkeypatch):
     sets = ["samples=4"]
     begun = []
+    forget(folder, "radius")
 
     def stop(name, step, steps):
         if name not in begun:
@@ -102,6 +114,7 @@ def test_wrong_questions_are_refused(folder, tmp_path):
         examine(folder, "hesian", device="cpu")
     with pytest.raises(ValueError, match="no val images"):
         examine(folder, "radius", split="val", device="cpu")
+    forget(folder, "hessian")
     with pytest.raises(ValueError, match="is no class"):
         examine(folder, "hessian", sets=["classes=11"], device="cpu")
     with pytest.raises(FileNotFoundError):

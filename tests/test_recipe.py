@@ -636,3 +636,12 @@ def test_what_belongs_to_a_stage_is_sent_there(key):
 def test_a_folder_without_recipes(tmp_path):
     with pytest.raises(RecipeError, match=r"the folder holds no recipe \(\*\.yaml\)"):
         found([str(tmp_path)])
+
+
+def test_what_is_expected_of_a_recipe_is_not_expected_of_another(file):
+    path = file(TOP + "stages: [{epochs: 2}]\nexpect: {accuracy: 70.0, source: a paper, status: paper-only}")
+    assert read(path).expect.accuracy == 70.0
+    for same in ("title=another", "stages.0.epochs=2", "expect.accuracy=71.0"):
+        assert read(path, [same]).expect is not None, same
+    assert read(path, ["stages.0.epochs=3"]).expect is None
+    assert read(path, ["stages.0.epochs=3", "expect={accuracy: 60.0, source: mine}"]).expect.accuracy == 60.0

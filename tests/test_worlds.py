@@ -191,7 +191,8 @@ def test_priors_of_a_run(done):
 
 
 def prior_of(*stages, counts=(70, 20, 10)):
-    recipe = from_tree(DIGITS | {"stages": [{"epochs": 1} | stage for stage in stages]})
+    data = {"name": "digits-lt", "shots": "strict"}  # a rule for any number of classes
+    recipe = from_tree(DIGITS | {"data": data, "stages": [{"epochs": 1} | stage for stage in stages]})
     log_p, said = trained_prior(recipe, torch.tensor(counts))
     return log_p.exp().tolist(), said
 
@@ -207,6 +208,16 @@ def test_the_prior_that_logits_are_calibrated_for():
     assert prior_of({"loss": "la", "sampler": "balanced"})[0] == pytest.approx([n / sum(inverse) for n in inverse])
     assert prior_of({"loss": {"name": "ce", "weights": "inverse"}})[0] == pytest.approx([1 / 3] * 3)
     assert prior_of({}, {"sampler": "balanced", "train": "head"})[0] == pytest.approx([1 / 3] * 3)  # the last stage's
+
+
+def test_the_prior_of_a_method_that_weighs_classes():
+    """CC-SAM's sum over classes counts a class as often as a batch has it; ImbSAM's groups count alike."""
+    there = [1 - (1 - p) ** 8 for p in (0.7, 0.2, 0.1)]
+    found = prior_of({"method": {"name": "ccsam", "average": "class-sum"}, "batch": 8})[0]
+    assert found == pytest.approx([p / sum(there) for p in there], rel=0.1)
+    groups = prior_of({"method": {"name": "imbsam", "eta": 15, "over": "members"}, "batch": 64})[0]
+    assert groups == pytest.approx([0.7 / 0.9 / 2, 0.2 / 0.9 / 2, 0.5], rel=0.05)
+    assert prior_of({"method": "sam"})[0] == pytest.approx([0.7, 0.2, 0.1], rel=1e-12)
 
 
 def test_a_classifier_changed_afterwards_is_told():

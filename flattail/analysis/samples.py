@@ -35,8 +35,10 @@ class Samples:
             seed: of the choice.
 
         Raises:
-            ValueError: for batches that differ when read again, or labels beyond the classes.
+            ValueError: for batches that differ when read again, labels beyond the classes, or no samples at all.
         """
+        if per_class is not None and per_class < 1:
+            raise ValueError(f"samples: 1 or more of each class, and not {per_class}")
         generator = torch.Generator().manual_seed(seed)
         held: list[tuple[Tensor, ...]] = []  # key, row, label, image
         start, total = 0, torch.zeros(classes, dtype=torch.int64)

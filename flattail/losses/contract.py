@@ -54,14 +54,14 @@ def weighed(values: Tensor, z: Tensor, y: Tensor, counts: Tensor, weights: str |
     """Values [B], with masses W_y [B] if weighted."""
     if weights is None:
         return values
-    return Weighted(values, class_weights(weights, fitting(counts, z))[y])
+    return Weighted(values, class_weights(weights, fitting(counts, z))[y.long()])
 
 
 def focused(z: Tensor, y: Tensor, counts: Tensor, weights: str | None, gamma: float) -> Tensor:
     """Focal values [B], `(1 - p)^gamma * v`, with the class weight inside: `v = W_y * CE` and `p = exp(-v)`."""
     v = F.cross_entropy(z, y, reduction="none")
     if weights is not None:
-        v = v * class_weights(weights, fitting(counts, z))[y]
+        v = v * class_weights(weights, fitting(counts, z))[y.long()]
     miss = -torch.expm1(-v)  # 1 - p without cancellation
     return miss.clamp(min=torch.finfo(v.dtype).eps) ** gamma * v  # the clamp keeps slopes finite at p = 1
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROUNDING = 1e-9  # points
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -45,8 +47,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero; one without width, of equal differences by chance, says nothing."""
+        return self.high - self.low > ROUNDING and (self.low > 0 or self.high < 0)
 
     @property
     def interval(self) -> str:

@@ -69,6 +69,10 @@ def _staged(pick: Callable[[Mapping[str, Any]], Any]) -> Callable[[Run], str | N
     return said
 
 
+def _weights(run: Run) -> str | None:
+    return "pretrained weights" if run.recipe["model"].get("weights") else None
+
+
 def _rate(stage: Mapping[str, Any]) -> str | None:
     optim = stage.get("optim")
     return f"{optim.get('name', 'sgd')} {optim['lr']}" if isinstance(optim, Mapping) and "lr" in optim else None
@@ -80,7 +84,7 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "data": lambda run: spelled(run.recipe["data"]),
     "model": lambda run: spelled(run.recipe["model"]),
     "epochs": lambda run: run.epochs,
-    "begun from": lambda run: run.recipe["stages"][0].get("init") or "new weights",
+    "begun from": lambda run: run.recipe["stages"][0].get("init") or _weights(run) or "new weights",
     "batch": _staged(lambda stage: stage.get("batch")),
     "learning rate": _staged(_rate),
     "schedule": _staged(lambda stage: stage.get("schedule")),

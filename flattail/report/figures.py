@@ -75,7 +75,7 @@ def class_counts(row: Row, size: tuple[float, float]) -> Figure:
     least, most = int(counts.min()), int(counts.max())
     reading = (
         f"Each bar is a class, the most frequent first: {most} training images down to {least}, "
-        f"an imbalance of {most / max(least, 1):.0f}. Darker bars are rarer groups."
+        f"an imbalance of {most / max(least, 1):.0f}. Groups have a shade each, to the rarest on the right."
     )
     return Figure("counts", "How long is the tail?", reading, (done(),), legend=False, wide=size == WIDE)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, wraps
 from itertools import compress
 from typing import Any, Literal
@@ -243,6 +243,8 @@ def shapes(memory: Memory) -> dict[str, Any]:
 
 def checked_counts(counts: Any) -> Tensor:
     """Samples per class `[C]`, int64. ValueError for what are none."""
+    if isinstance(counts, Mapping):
+        raise ValueError("`counts` has one number per class, in the order of the labels: write a list, not a mapping")
     n = torch.as_tensor(counts)
     if n.ndim != 1 or not len(n):
         raise ValueError(f"`counts` has one number per class, [C], not the shape {list(n.shape)}")
@@ -260,7 +262,7 @@ def checked_counts(counts: Any) -> Tensor:
 def refuse_other_classes(counts: Tensor, model: nn.Module) -> None:
     """Raise ValueError where the last linear layer answers for another number of classes."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    head = getattr(inner, "head", None)
+    head = inner[-1] if isinstance(inner, nn.Sequential) and len(inner) else getattr(inner, "head", None)
     classes = head.out_features if isinstance(head, nn.Linear) else len(counts)
     if classes != len(counts):
         raise ValueError(
@@ -272,7 +274,8 @@ def refuse_other_classes(counts: Tensor, model: nn.Module) -> None:
 def as_labels(y: Any) -> list[Tensor]:
     """The labels of every micro-batch, as tensors; one batch may be an array or a list of numbers."""
     one = not isinstance(y, (list, tuple)) or (len(y) > 0 and isinstance(y[0], int))
-    return [torch.as_tensor(labels) for labels in ([y] if one else y)]
+    several = [torch.as_tensor(labels) for labels in ([y] if one else y)]
+    return [labels if labels.is_floating_point() else labels.long() for labels in several]  # uint8 would be a mask
 
 
 def as_list(one_or_more: Any) -> list[Any]:
@@ -284,9 +287,10 @@ def matched(*lists: list[Any]) -> list[tuple[Any, ...]]:
     """Closures, labels and hard closures, a micro-batch each."""
     sizes = [len(entries) for entries in lists]
     if len(set(sizes)) > 1 or 0 in sizes:
+        hard = f" (and {sizes[2]} hard closures)" if sizes[2] != sizes[0] else ""
         raise ValueError(
-            f"{sizes[0]} closures came with {sizes[1]} batches of labels (and {sizes[2]} hard closures): give one of "
-            "each, or a list of each with an entry per micro-batch"
+            f"{sizes[0]} closures came with {sizes[1]} batches of labels{hard}: give one of each, or a list of each "
+            "with an entry per micro-batch"
         )
     return list(zip(*lists, strict=True))
 

@@ -288,7 +288,9 @@ def climbed(term: Term, place: list[Tensor], slope: list[Tensor]) -> tuple[list[
 def cosines(at_w: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """The cosine between every two gradients."""
     norms = {n: norm(g) for n, g in at_w.items()}
-    return {f"{a} ~ {b}": dot(at_w[a], at_w[b]) / (norms[a] * norms[b] + TINY) for a, b in combinations(at_w, 2)}
+    return {
+        f"{a} ~ {b}": dot(at_w[a], at_w[b]) / (norms[a] * norms[b] + TINY) for a, b in combinations(sorted(at_w), 2)
+    }
 
 
 # -- terms as the weight step needs them -------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class TermReport:
 
     radius: float  # mean ||e||/||w|| where it climbed
     radii: list[float]  # the same per group of a grouped term, NaN for a group that never was in a batch; else [radius]
-    gap: float  # mean L(w + e) - L(w)
+    gap: float  # mean L(w + e) - L(w); NaN for a term that nobody looks at from w
     active: float  # share of steps in which it moved
 
 
@@ -72,7 +73,7 @@ class Report:
             new = [
                 moved,
                 there.to(radius.dtype),
-                torch.nan_to_num(out.gaps.get(name, zero)),
+                torch.nan_to_num(out.gaps[name]) if name in out.gaps else zero.new_full((), torch.nan),
                 (moved > 0).any().to(radius.dtype),
             ]
             old = self._sums.get(name)
@@ -128,7 +129,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.method}, {self.steps} steps"]
         lines += [
-            f"  {n}: |e|/|w| {r.radius:.2e}, gap {r.gap:+.4g}, active in {100 * r.active:.0f} % of steps"
+            f"  {n}: |e|/|w| {r.radius:.2e}, gap {'–' if math.isnan(r.gap) else f'{r.gap:+.4g}'}, "
+            f"active in {100 * r.active:.0f} % of steps"
             for n, r in self.terms.items()
         ]
         lines += [f"  cosine {pair}: {c:+.3f}" for pair, c in self.cosines.items()]

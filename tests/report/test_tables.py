@@ -12,6 +12,7 @@ from scipy import stats
 
 from flattail import runs
 from flattail.report import Difference, Estimate, markdown, summary
+from flattail.report.estimates import difference
 from flattail.report.notes import headline, notes, warnings
 from flattail.report.tables import displaced, terms
 
@@ -293,3 +294,9 @@ def test_rows_are_values(make, tmp_path):
     (row,) = summary(runs.find([tmp_path]))
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.name = "other"
+
+
+def test_equal_differences_by_chance_are_no_finding():
+    """Two seeds that differ by as many images have an interval without width."""
+    assert not difference([(48.0, 48.4), (47.0, 47.4)]).clear
+    assert difference([(48.0, 58.4), (47.0, 57.41)]).clear

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COUNTS, EVERY, closure, data, mlp
+from cases import COUNTS, EVERY, closure, data, gradient, mlp
 from torch import nn
 
 from flattail.sharp import (
@@ -330,3 +330,24 @@ def test_a_method_that_remembers_is_stepped_by_what_holds_its_memory():
 
     with pytest.raises(ValueError, match=r"`memory`.*step through SharpnessAware"):
         FriendlySAM().terms(Context(torch.zeros(1).long()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@pytest.mark.parametrize("method", [SSESAM(), ImbSAM(eta=100), CCSAM()], ids=repr)
+def test_labels_of_any_whole_type_are_those_of_int64(method, dtype):
+    """As data sets keep them: indexing by bytes would be a mask."""
+    model, (x, y) = mlp(), data()
+    expected = gradient(model, method, x, y, progress=0.1)
+    aware = SharpnessAware(model, method, COUNTS)
+    model.zero_grad()
+    aware.backward(closure(model, x, y), y.to(dtype), progress=0.1)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=0, atol=0)
+
+
+def test_counts_of_other_classes_and_mappings_are_refused():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match="answers for 3 classes"):
+        SharpnessAware(net, SAM(), [500, 120, 30, 10])
+    with pytest.raises(ValueError, match="not a mapping"):
+        SharpnessAware(net, SAM(), {0: 500, 1: 120, 2: 30})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CLASSES, COUNTS, SAMPLES, closure, data, flat, mlp
 
-from flattail.sharp import CCSAM, ERM, SAM, SSESAM, Every, ImbSAM, Window
+from flattail.sharp import CCSAM, ERM, LPFSGD, SAM, SSESAM, Every, ImbSAM, Window
 
 
 def steps(method, n=4, *, present=None, **how):
@@ -138,3 +138,18 @@ def test_steps_that_are_not_finite_are_no_steps_that_never_moved():
     assert aware.report.warnings == ["2 of 2 steps were not finite: a loss or a slope was NaN or infinite"]
     aware.backward(closure(model, x, y), y)
     assert aware.report.warnings == ["2 of 3 steps were not finite: a loss or a slope was NaN or infinite"]
+
+
+def test_a_term_that_nobody_looks_at_from_w_has_no_gap():
+    aware, _ = steps(LPFSGD())
+    (row,) = aware.report.terms.values()
+    assert math.isnan(row.gap) and row.active == 1 and "gap –, active" in str(aware.report)
+
+
+def test_the_cosine_of_a_pair_has_one_name():
+    """Whichever of the two climbs, as before and after SSE-SAM's switch."""
+    model, (x, y) = mlp(), data()
+    aware = flat(model, SSESAM(eta=100, switch=0.5))
+    for progress in (0.1, 0.9):
+        aware.backward(closure(model, x, y), y, progress=progress)
+    assert [*aware.report.cosines] == ["head ~ tail"]

@@ -320,7 +320,7 @@ def test_ssesam_after_its_switch_is_imbsam_and_before_it_is_not():
 def test_the_radius_of_the_paper_is_no_small_one():
     """METHODS 4.6 b: ||theta|| = 6, k = 650, n_c = 50: a slope of 1 gives ||e|| of 3.3, one of .1 gives 10.5."""
     climb = (
-        SAMPLES(cap=INF)
+        SAMPLES(scale=1.0, cap=INF)
         .terms(type("At", (), {"counts": torch.full((10,), 50), "y": torch.zeros(1).long(), "ones": torch.ones(1)})())[
             0
         ]

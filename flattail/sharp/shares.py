@@ -1,0 +1,40 @@
+"""How much each class counts in a method's objective, and so for which class prior a classifier is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .passes import Look, Processes
+from .sums import Sums
+from .terms import Context, Method
+
+BATCHES = 256  # that are drawn to see
+
+
+def class_shares(method: Method, drawn: Tensor, batch: int, *, counts: Tensor, few: Tensor) -> Tensor:
+    """The shares [C] that classes have in the objective late in training, of batches with shares `drawn` [C].
+
+    Those drawn, for a method whose samples all count alike; for CC-SAM's mean over classes, about how often a batch
+    has the class at all. Found from the terms of `batch` labels drawn again and again; `counts` [C] and `few` [C] as
+    for SharpnessAware.
+    """
+    if getattr(method, "memory", None) is not None:  # what is remembered is of gradients, and weighs no class
+        return drawn
+    draw, seen, weight = torch.Generator().manual_seed(0), torch.zeros_like(drawn), torch.zeros_like(drawn)
+    nothing = torch.zeros(batch, dtype=torch.float64)
+    for step in range(BATCHES):
+        y = torch.multinomial(drawn, batch, replacement=True, generator=draw)
+        given = {"counts": counts, "few": few, "progress": 0.999, "step": step, "hard": lambda: nothing}
+        terms = method.terms(Context(y, lambda: 0, **given))
+        look = Look(lambda: nothing, {t.name: t for t in terms}, 0)
+        look.run()
+        sums = Sums(look.terms)
+        sums.add(look)
+        sums.divide(Processes(nn.Module()))
+        seen.index_add_(0, y, torch.ones_like(nothing))
+        for name in look.terms:
+            weight.index_add_(0, y, sums.share(name, look))
+    each = weight / seen  # of a sample
+    shares = drawn * torch.where(seen > 0, each, each[seen > 0].max())
+    return shares / shares.sum()
