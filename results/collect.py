@@ -39,7 +39,9 @@ from measures import GROUPS, accuracy, average, kept, marked, paired, passes, sp
 from swept import HESSIAN, LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
-ROWS = ("ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ccsam")
+ROWS = (
+    "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ce-classes", "ccsam",
+)  # fmt: skip
 QUICK = "cifar10-lt-quick"  # whose rows, and those of its second stages, stand in one table
 SAID = {
     "lambda_min": "λ_min",
@@ -141,7 +143,7 @@ def front() -> str:
         for seeds in rows.values():
             cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
             lines.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
-        lines += ["", *added(rows), ""] if rows else []
+        lines += ["", *added(rows), "", f"![Accuracy by row](results/{where}.svg)", ""] if rows else []
     return between(README.read_text(), "\n".join(lines[:-1]))
 
 
@@ -224,7 +226,7 @@ def asked(recipe: Mapping[str, Any]) -> list[str]:
     stages, said = from_tree(recipe).stages, []
     for i, stage in enumerate(stages):
         begun, epochs = clock(stages, i)
-        each = range(max(5, 40 // max(stage.epochs, 1)))  # steps that stand for an epoch's
+        each = range(max(1, 40 // max(stage.epochs, 1)))  # steps that stand for an epoch's
         shares = tuple((begun + e) / epochs for e in range(stage.epochs) for _ in each)
         said.append(average(passes(json.dumps(to_tree(stage.method)), shares)) if shares else "none")
     return said

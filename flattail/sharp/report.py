@@ -121,7 +121,7 @@ class Report:
         """The report as plain values, for a log."""
         rows: dict[str, Any] = {}
         for n, r in self.terms.items():
-            rows[n] = {"gap": r.gap, "radius": r.radius, "active": r.active}
+            rows[n] = {"gap": None if math.isnan(r.gap) else r.gap, "radius": r.radius, "active": r.active}
             rows[n] |= {"radii": r.radii} if len(r.radii) > 1 else {}
             rows[n] |= {"remark": remark} if (remark := doubt(n, r.radius)) else {}
         return rows
