@@ -129,8 +129,8 @@ def begun_from(init: str, recipe: Recipe, data: LongTail, seed: int) -> Begun:
         label = f"{out.pop()}/{name}" if len(out) > 1 else name
         command = f"flattail train {label}.yaml --seeds {its_seed} --out {Path(*out)} --resume"
         raise ValueError(
-            f"{place}: stage 1 is not there ({error}); `{command}` makes it, if its recipe lies there: a run is called "
-            "OUT/FOLDER/RECIPE/SEED, after the file FOLDER/RECIPE.yaml"
+            f"{place}: the run {folder} is not there ({error}); `{command}` makes it, if its recipe lies there: a "
+            "run is called OUT/FOLDER/RECIPE/SEED, after the file FOLDER/RECIPE.yaml"
         ) from error
     before = from_tree(done.recipe)
     if before.model != recipe.model:

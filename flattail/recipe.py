@@ -431,7 +431,7 @@ def found(names: typing.Iterable[str]) -> list[Path]:
             beside = [str(p) for p in Path(name).parent.glob("*.yaml")]
             near = difflib.get_close_matches(name, beside, 1, 0.6)
             known = [label(p) for p in sorted(shipped().rglob("*.yaml"))]
-            near += difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.3)
+            near += difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.5)
             remedy = f"did you mean {near[0]}?" if near else "`flattail list recipes` names those there are"
             raise RecipeError(f"{name}: no such recipe; {remedy}")
         inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]

@@ -149,7 +149,7 @@ def test_a_run_with_an_init_is_resumed_like_any(tmp_path, first):
 def test_a_second_stage_without_a_first_says_which_command_makes_it(tmp_path):
     value = recipe(HEAD | {"init": f"{tmp_path}/digits-lt/ce/{{seed}}"})
     with pytest.raises(
-        ValueError, match=r"init: stage 1 is not there .*train digits-lt/ce\.yaml --seeds 3 --out .* makes it"
+        ValueError, match=r"init: the run .* is not there .*train digits-lt/ce\.yaml --seeds 3 --out .* makes it"
     ):
         run(value, seed=3, out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ def test_an_unfinished_first_stage_is_refused(tmp_path, first):
     folder = tmp_path / "ce" / "0"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_bytes((first / "0" / "recipe.yaml").read_bytes())
-    with pytest.raises(ValueError, match=r"stage 1 is not there .*holds no finished run"):
+    with pytest.raises(ValueError, match=r"the run .* is not there .*holds no finished run"):
         run(recipe(HEAD | {"init": str(folder)}), out=tmp_path / "out", device="cpu")
 
 

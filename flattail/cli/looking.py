@@ -9,7 +9,7 @@ import typer
 
 from .options import Device, Root, mistakes_told
 from .printed import print_table
-from .screen import table, unbroken
+from .screen import note, table, unbroken
 
 
 def analyse(
@@ -30,7 +30,7 @@ def analyse(
         from rich.progress import Progress, TaskID
 
         from ..examine import examine
-        from ..report.geometry import summary_lines
+        from ..report.geometry import READINGS, summary_lines
         from ..runs import read
 
         with Progress(console=Console(stderr=True)) as progress:
@@ -46,7 +46,9 @@ def analyse(
         summary = table(*columns)
         for row in rows:
             summary.add_row(*map(escape, row))
-        unbroken().print(summary)
+        console = unbroken()
+        console.print(summary)
+        note(console, READINGS[what])
         typer.echo(f"kept in {path}")
 
 
