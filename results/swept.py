@@ -77,11 +77,12 @@ def draw_swept(runs: Sequence[Run], folder: Path) -> None:
             left, *right = drawing.subplots(1, 2 if any(lows.values()) else 1, squeeze=False)[0]
             for group, colour in COLOURS.items():
                 points(left, {v: [accuracy(run, group) for run in each] for v, each in found.items()}, colour, group)
-            left.set(xlabel=said, ylabel="test accuracy, percent")
-            left.legend(frameon=False, ncols=2)
+            left.set(xlabel=said.partition(":")[0], ylabel="test accuracy, percent")
+            drawing.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
             for ax in right:
                 points(ax, {v: each for v, each in lows.items() if each}, COLOURS["few"], "few")
-                ax.set(xlabel=said, ylabel="λ_min of the few")
+                ax.set(xlabel=said.partition(":")[0], ylabel="λ_min of the few")
+                ax.set_ylim(1.15 * min(low for each in lows.values() for low in each), 0)
             save(drawing, folder / f"{LONG}-{name}.svg")
 
 
