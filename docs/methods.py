@@ -24,7 +24,7 @@ from flattail.sharp import METHODS, Method
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "results"))
 
-from measures import GROUPS, accuracy, average, change, kept, paired, passes, spread  # noqa: E402
+from measures import average, cells, change, kept, paired, passes  # noqa: E402
 
 PAGES = HERE / "methods"
 SOURCES: dict[str, Any] = yaml.safe_load((PAGES / "sources.yaml").read_text())
@@ -136,10 +136,11 @@ def measured(name: str) -> str:
         recipe = next(iter(seeds.values())).recipe
         if name == "erm" or not only_in(recipe, name):
             continue
-        cells = [spread([accuracy(run, g) for run in seeds.values()]) for g in GROUPS]
         partner = partners.get(plain(recipe), {})
         delta = change(paired(seeds, partner, "all"))
-        lines.append(f"| {recipe['title']} (`{label}`) | {' | '.join(cells)} | {delta} | {len(seeds)} |")
+        lines.append(
+            f"| {recipe['title']} (`{label}`) | {' | '.join(cells(seeds.values()))} | {delta} | {len(seeds)} |"
+        )
     if not lines:
         return "Nothing yet: [results](../../results/README.md) has no run of it."
     head = [

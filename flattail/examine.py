@@ -72,9 +72,9 @@ def examine(
 
     out = Path(folder) / "analysis"
     final, parts = out / f"{name}.npz", out / f"{name}.parts"
-    if kept(out / f"{name}.json") == said and final.exists():
-        return final
     if (before := kept(out / f"{name}.json")) is not None and final.exists():
+        if before == said:
+            return final
         other = ", ".join(what for what in said if said[what] != before.get(what))
         raise ValueError(f"{final} answers a question with other {other}: move it and its .json away, or remove them")
     alone = PartialState(cpu=device == "cpu")

@@ -169,11 +169,8 @@ def changed(recipe: Recipe, sets: typing.Sequence[str]) -> Recipe:
     for assignment in sets:
         tree = replaced(tree, assignment)
     new = from_tree(tree)
-    return (
-        new
-        if new.expect != recipe.expect or identity(new) == identity(recipe)
-        else dataclasses.replace(new, expect=None)
-    )
+    stale = new.expect == recipe.expect and identity(new) != identity(recipe)
+    return dataclasses.replace(new, expect=None) if stale else new
 
 
 class _Loader(yaml.SafeLoader):

@@ -34,8 +34,8 @@ from flattail.sweep.space import axis
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from longer import LONG, LONGS, by_row, figure, long_table, title  # noqa: E402
-from measures import GROUPS, accuracy, average, kept, marked, paired, passes, spread  # noqa: E402
+from longer import LONG, LONGS, WITHOUT, by_row, figure, long_table, title  # noqa: E402
+from measures import GROUPS, accuracy, average, cells, kept, marked, paired, passes  # noqa: E402
 from swept import HESSIAN, LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
@@ -141,8 +141,7 @@ def front() -> str:
         if rows:
             lines += [f"| {data}, 16 px, 100 epochs | {' | '.join(GROUPS)} | seeds |", "| --- |" + " ---: |" * 5]
         for seeds in rows.values():
-            cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
-            lines.append(f"| {title(seeds)} | {' | '.join(cells)} | {len(seeds)} |")
+            lines.append(f"| {title(seeds)} | {' | '.join(cells(seeds.values()))} | {len(seeds)} |")
         lines += ["", *added(rows), "", f"![Accuracy by row](results/{where}.svg)", ""] if rows else []
     return between(README.read_text(), "\n".join(lines[:-1]))
 
@@ -150,17 +149,15 @@ def front() -> str:
 def added(rows: dict[str, dict[int, Run]]) -> list[str]:
     """What SAM adds to each scheme that has both rows, in a sentence."""
     said = [
-        f"{title(rows[plain])}: few {marked(paired(rows[f'{plain}-sam'], rows[plain], 'few'))}, "
-        f"all {marked(paired(rows[f'{plain}-sam'], rows[plain], 'all'))}"
-        for plain in rows
-        if f"{plain}-sam" in rows
+        f"{title(rows[plain])}: "
+        + ", ".join(f"{group} {marked(paired(rows[name], rows[plain], group))}" for group in ("few", "all"))
+        for name, plain in WITHOUT.items()
+        if name.endswith("-sam") and {name, plain} <= rows.keys()
     ]
+    if not said:
+        return []
     whole = "; ".join(said)
-    return (
-        textwrap.wrap(f"What SAM (ρ = 0.1) adds, in points, seed by seed with 95 % intervals: {whole}.", 136)
-        if said
-        else []
-    )
+    return textwrap.wrap(f"What SAM (ρ = 0.1) adds, in points, seed by seed with 95 % intervals: {whole}.", 136)
 
 
 def side_by_side(runs: list[Run]) -> list[str]:
@@ -184,7 +181,6 @@ def side_by_side(runs: list[Run]) -> list[str]:
     for label, seeds in table.items():
         first = next(iter(seeds.values()))
         assert first.recipe is not None
-        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         name = f"{first.recipe['title']} ({Path(label).name})" + (" ²" if label.startswith(f"{QUICK}-2/") else "")
         found = paired(seeds, plain, "all")
         delta = "–" if seeds is plain else marked(found)
@@ -192,7 +188,7 @@ def side_by_side(runs: list[Run]) -> list[str]:
             (ahead if found.mean > 0 else behind).append(first.recipe["title"])
         took = mean(run.env["seconds"] for run in seeds.values() if run.env)
         said = ", ".join(dict.fromkeys(asked(first.recipe)))
-        lines.append(f"| {name} | {' | '.join(cells)} | {delta} | {len(seeds)} | {said} | {took:.0f} |")
+        lines.append(f"| {name} | {' | '.join(cells(seeds.values()))} | {delta} | {len(seeds)} | {said} | {took:.0f} |")
     said_of = [
         f"{where}: {', '.join(names) or 'nobody'}." for where, names in (("Ahead of CE", ahead), ("Behind it", behind))
     ]
@@ -209,15 +205,13 @@ def side_by_side(runs: list[Run]) -> list[str]:
 def cost(runs: list[Run]) -> list[str]:
     """What each recipe asks for: passes a step, stage by stage, and the seconds that it took."""
     lines = ["## Cost", "", "| | passes a step, by stage | seconds |", "| --- | --- | ---: |"]
-    seconds: dict[str, list[float]] = defaultdict(list)
-    stages: dict[str, str] = {}
+    by_label: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.recipe is None or not run.env or run.label.startswith("digits"):
-            continue
-        seconds[run.label].append(run.env["seconds"])
-        stages[run.label] = ", ".join(asked(run.recipe))
-    for label, said in stages.items():
-        lines.append(f"| {label} | {said} | {mean(seconds[label]):.0f} |")
+        if run.env and not run.label.startswith("digits"):
+            by_label[run.label].append(run)
+    for label, each in by_label.items():
+        took = mean(run.env["seconds"] for run in each)
+        lines.append(f"| {label} | {', '.join(asked(each[0].recipe))} | {took:.0f} |")
     return [*lines, "", CAVEAT]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from measures import GROUPS, accuracy, marked, paired, spread
+from measures import GROUPS, accuracy, cells, marked, paired, spread
 
 from flattail.recipe import read, shipped
 from flattail.runs import Run
@@ -73,11 +73,10 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
         f"| --- |{' ---: |' * (len(heads) - 1)} --- |",
     ]  # fmt: skip
     for name, seeds in rows.items():
-        cells = [spread([accuracy(run, group) for run in seeds.values()]) for group in GROUPS]
         delta = "" if name == "ce" else marked(paired(seeds, rows["ce"], "all"))
         watched = spread(best[name]) + (f" (n = {len(best[name])})" if 0 < len(best[name]) < len(seeds) else "")
         said = [watched, str(len(seeds)), delta, published(where, name)]
-        out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells, *said])} |")
+        out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells(seeds.values()), *said])} |")
     out += [
         "", f"{SEEDS} All: the mean over classes, last epoch. Best epoch on test: what choosing by the test set would "
         "have reported, of the runs that were watched; never ours.", "", "**What the climb adds**", "",

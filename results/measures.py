@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,6 +40,12 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def cells(runs: Iterable[Run]) -> list[str]:
+    """Many, medium, few and all of a row's runs, mean ± sd over seeds."""
+    several = list(runs)
+    return [spread([accuracy(run, group) for run in several]) for group in GROUPS]
 
 
 def paired(ours: Mapping[int, Run], theirs: Mapping[int, Run], group: str) -> Difference:

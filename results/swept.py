@@ -13,7 +13,7 @@ import numpy as np
 from longer import LONG, STYLE, by_row, save, title
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from measures import GROUPS, accuracy, spread
+from measures import accuracy, cells
 
 from flattail.runs import Run
 
@@ -57,10 +57,9 @@ def swept_lines(runs: Sequence[Run]) -> list[str]:
         out += [f"## {said}", "", "| value | many | medium | few | all | λ_min of few | n |"]
         out += ["| ---: |" + " ---: |" * 6]
         for value, each in found.items():
-            cells = [spread([accuracy(run, group) for run in each]) for group in GROUPS]
             lows = [low for run in each if (low := lowest(run)) is not None]
             minimum = (f"{mean(lows):.2f}" + (f" ± {stdev(lows):.2f}" if len(lows) > 1 else "")) if lows else "–"
-            out.append(f"| {value:g} | {' | '.join(cells)} | {minimum.replace('-', '−')} | {len(each)} |")
+            out.append(f"| {value:g} | {' | '.join(cells(each))} | {minimum.replace('-', '−')} | {len(each)} |")
         out += ["", f"`--set '{place}=VALUE'`; test accuracy, shown and not chosen by.", ""]
         out += [f"![{said}]({LONG}-{name}.svg)", ""]
     return out

@@ -374,3 +374,13 @@ def test_counts_of_another_data_set_are_refused(loss):
     logits, y = batch()
     with pytest.raises(ValueError, match="10 classes"):
         called(loss, logits, y, C100)
+
+
+@pytest.mark.parametrize(
+    "loss", [CE(weights="effective"), Focal(weights="effective"), LDAM(cosine=False), LabelAwareSmoothing()], ids=repr
+)
+def test_labels_of_bytes_are_classes_and_no_mask(loss):
+    logits, y = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 1, 2])
+    one, other = (loss(logits, labels, torch.tensor([50, 20, 5])) for labels in (y, y.to(torch.uint8)))
+    for a, b in zip(*((out if isinstance(out, tuple) else (out,)) for out in (one, other)), strict=True):
+        assert torch.equal(a, b)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flattail.losses.contract import cross_entropy, fitting, posterior_prior, refuse_negative, wide
+from flattail.losses.contract import cross_entropy, fitting, of_class, posterior_prior, refuse_negative, wide
 from flattail.losses.weights import refuse_unknown
 from flattail.sharp import Weighted
 
@@ -96,7 +96,7 @@ class LADE:
         pi = n / n.sum()
         bound = torch.logsumexp(z - (pi * len(n)).log(), 0) - math.log(size)  # S [C]
         here = torch.zeros_like(pi).index_add(0, y, torch.ones_like(z[:, 0])).clamp(min=1)  # b [C]
-        own = (size * pi / here)[y] * z.gather(1, y[:, None])[:, 0]
+        own = of_class(size * pi / here, y) * z.gather(1, y[:, None])[:, 0]
         common = (pi * (bound + self.reg * bound**2)).sum()
         return cross_entropy(z + pi.log(), y, counts, None) + self.alpha * (common - own)  # type: ignore[operator]
 

@@ -45,6 +45,11 @@ def fitting(counts: Tensor, logits: Tensor) -> Tensor:
     return counts.to(logits, non_blocking=True).clamp(min=1)
 
 
+def of_class(each: Tensor, y: Tensor) -> Tensor:
+    """The entries [B] of a value per class [C] for labels [B] of any whole type; as an index, bytes would be a mask."""
+    return each[y.long()]
+
+
 def cross_entropy(z: Tensor, y: Tensor, counts: Tensor, weights: str | None) -> Tensor | Weighted:
     """Cross-entropy [B] of the final logits z [B, C], with masses W_y [B] if weighted."""
     return weighed(F.cross_entropy(z, y, reduction="none"), z, y, counts, weights)
@@ -54,14 +59,14 @@ def weighed(values: Tensor, z: Tensor, y: Tensor, counts: Tensor, weights: str |
     """Values [B], with masses W_y [B] if weighted."""
     if weights is None:
         return values
-    return Weighted(values, class_weights(weights, fitting(counts, z))[y.long()])
+    return Weighted(values, of_class(class_weights(weights, fitting(counts, z)), y))
 
 
 def focused(z: Tensor, y: Tensor, counts: Tensor, weights: str | None, gamma: float) -> Tensor:
     """Focal values [B], `(1 - p)^gamma * v`, with the class weight inside: `v = W_y * CE` and `p = exp(-v)`."""
     v = F.cross_entropy(z, y, reduction="none")
     if weights is not None:
-        v = v * class_weights(weights, fitting(counts, z))[y.long()]
+        v = v * of_class(class_weights(weights, fitting(counts, z)), y)
     miss = -torch.expm1(-v)  # 1 - p without cancellation
     return miss.clamp(min=torch.finfo(v.dtype).eps) ** gamma * v  # the clamp keeps slopes finite at p = 1
 

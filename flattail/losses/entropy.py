@@ -7,7 +7,16 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from flattail.losses.contract import fitting, focused, posterior_prior, refuse_negative, refuse_no_share, weighed, wide
+from flattail.losses.contract import (
+    fitting,
+    focused,
+    of_class,
+    posterior_prior,
+    refuse_negative,
+    refuse_no_share,
+    weighed,
+    wide,
+)
 from flattail.losses.weights import refuse_unknown
 from flattail.sharp import Weighted
 
@@ -101,7 +110,7 @@ class LabelAwareSmoothing:
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
         """Per-sample losses [B], with masses [B] if weighted."""
         z = wide(logits)
-        e = self.smoothing(fitting(counts, z))[y]
+        e = of_class(self.smoothing(fitting(counts, z)), y)
         log_p = z.log_softmax(1)
         values = (1 - e) * F.nll_loss(log_p, y, reduction="none") - e * log_p.mean(1)
         return weighed(values, z, y, counts, self.weights)

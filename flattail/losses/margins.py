@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flattail.losses.contract import cross_entropy, fitting, posterior_prior, refuse_negative, refuse_no_cosines, wide
+from flattail.losses.contract import (
+    cross_entropy,
+    fitting,
+    of_class,
+    posterior_prior,
+    refuse_negative,
+    refuse_no_cosines,
+    wide,
+)
 from flattail.losses.weights import class_weights, refuse_unknown
 from flattail.sharp import Weighted
 
@@ -53,7 +61,7 @@ class LDAM:
         if self.cosine:
             refuse_no_cosines(logits, "LDAM", ", or choose the form for linear heads, LDAM(cosine=False)")
         z = wide(logits)  # [B, C]
-        m = ldam_margins(fitting(counts, z), self.max_margin)[y]  # [B]
+        m = of_class(ldam_margins(fitting(counts, z), self.max_margin), y)  # [B]
         own = torch.arange(z.shape[-1], device=z.device) == y[:, None]  # [B, C]
         z = self.s * (z - m[:, None] * own) if self.cosine else z - self.s * m[:, None] * own
         return cross_entropy(z, y, counts, self.weights)
@@ -104,7 +112,7 @@ class GCL:
         if self.gamma == 0:
             return cross_entropy(z, y, counts, self.weights)
         v = F.cross_entropy(z, y, reduction="none")
-        v = v if self.weights is None else v * class_weights(self.weights, fitting(counts, z))[y]
+        v = v if self.weights is None else v * of_class(class_weights(self.weights, fitting(counts, z)), y)
         return (-torch.expm1(-v.detach())) ** self.gamma * v
 
     def log_prior(self, counts: Tensor, drawn: Tensor | None = None) -> Tensor:
