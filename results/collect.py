@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -36,20 +36,11 @@ sys.path.insert(0, str(HERE))
 
 from longer import LONG, LONGS, WITHOUT, by_row, figure, long_table, title  # noqa: E402
 from measures import GROUPS, accuracy, average, cells, kept, marked, paired, passes  # noqa: E402
-from swept import HESSIAN, LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
+from spectra import HESSIAN, class_by_class, draw_spectra, head_and_tail  # noqa: E402
+from swept import LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
 
 KEPT = (RECIPE, LOG, SCORES, ENV)
-ROWS = (
-    "ce", "ce-sam", "ce-drw", "ce-drw-sam", "ldam-drw", "ldam-drw-sam", "imbsam", "ssesam", "ce-classes", "ccsam",
-)  # fmt: skip
 QUICK = "cifar10-lt-quick"  # whose rows, and those of its second stages, stand in one table
-SAID = {
-    "lambda_min": "λ_min",
-    "lambda_max": "λ_max",
-    "trace": "trace",
-    "ratio": "|λ_min/λ_max|",
-    "gradient_norm": "‖∇L‖",
-}
 ENDS = ("lambda_min", "lambda_max", "trace", "ratio", "loss", "gradient_norm")
 CAVEAT = (
     "Forward (F) and backward (B) passes of the whole batch, on average over training. Seconds of training, mean over "
@@ -60,6 +51,7 @@ BARS = (
     "correction for so many rows. Ahead and behind are those whose interval leaves out zero; the others cannot be told "
     "from CE by these runs."
 )
+SPECTRA = HERE.parent / "docs" / "figures" / "spectra.svg"
 PAGE, README = HERE.parent / "docs" / "analysis.md", HERE.parent / "README.md"
 SWEEPS = HERE / "sweeps"
 AROUND = HERE / f"{LONG}-around.svg"
@@ -119,7 +111,7 @@ def page() -> str:
     for where in LONGS:
         if rows := by_row(runs, where):
             said += [*long_table(rows, where), f"![Accuracy of many, medium and few, row by row]({where}.svg)", ""]
-    said += [*chosen_lines(SWEEPS), *swept_lines(runs), *around_lines(runs, AROUND.name)]
+    said += [*chosen_lines(SWEEPS), *swept_lines(runs), *class_by_class(runs), *around_lines(runs, AROUND.name)]
     said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
     said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
     for data, each in by_data(summary(long)).items():
@@ -226,49 +218,9 @@ def asked(recipe: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def spectra() -> str:
-    """The class-wise Hessian of the kept runs that have one: a table per number, a row per recipe."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    titles, counts = {}, list[int]()
-    for run in kept():
-        if (path := run.path / HESSIAN).exists() and run.scores is not None and run.label.startswith(f"{LONG}/"):
-            found[run.label].append(json.loads(path.read_text()))
-            titles[run.label] = (run.recipe or {}).get("title") or run.label
-            counts = run.scores["counts"]
-    if not found:
-        return ""
-    lines: list[str] = []
-    names = next(iter(found.values()))[0]["name"]
-    heads = [f"{n} ({counts[int(n)]:,})" if n.isdigit() else n for n in names]
-    shown = sorted(
-        found, key=lambda label: (ROWS.index(last) if (last := Path(label).name) in ROWS else len(ROWS), label)
-    )
-    for number, said in SAID.items():
-        lines += [f"**{said}**", "", f"| | n | {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(names) + 1)}"]
-        for label in shown:
-            cells = [shown_as(*both_of(found[label], number, name)) for name in names]
-            lines.append(f"| {titles[label]} | {len(found[label])} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def both_of(seeds: list[dict[str, Any]], number: str, name: str) -> tuple[float, float | None]:
-    """A number's mean over seeds and their standard deviation; of one seed the error over samples, if known."""
-    values = [s[number][s["name"].index(name)] for s in seeds]
-    alone = seeds[0].get(f"{number}_samples")
-    bar = stdev(values) if len(values) > 1 else alone[seeds[0]["name"].index(name)] if alone else None
-    return mean(values), bar
-
-
-def shown_as(value: float, bar: float | None) -> str:
-    """Both with as many digits as the value's size asks for."""
-    digits = next((d for d, least in enumerate((100, 10, 1)) if abs(value) >= least), 3)
-    return (f"{value:.{digits}f}" + ("" if bar is None else f" ± {bar:.{digits}f}")).replace("-", "−")
-
-
 def docs() -> str:
     """The docs page with its tables written anew."""
-    return between(PAGE.read_text(), spectra())
+    return between(PAGE.read_text(), head_and_tail(kept()))
 
 
 def between(page: str, text: str) -> str:
@@ -294,5 +246,6 @@ if __name__ == "__main__":
             figure(found, HERE / f"{protocol}.svg")
     draw_swept(kept(), HERE)
     draw_around(kept(), AROUND)
+    draw_spectra(kept(), SPECTRA)
     for script in ("recipes/table.py", "docs/methods.py"):  # they quote what was measured
         subprocess.run([sys.executable, str(HERE.parent / script)], check=True)

@@ -14,10 +14,11 @@ from longer import LONG, STYLE, by_row, save, title
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measures import accuracy, cells
+from spectra import HESSIAN
 
 from flattail.runs import Run
 
-HESSIAN, LINES = "hessian.json", "lines.json"  # what is kept of analyses
+LINES = "lines.json"  # what is kept of the analysis
 COLOURS = {"many": "#5b8ff9", "medium": "#a0a0a0", "few": "#e8684a", "all": "#303030"}
 SWEPT: Mapping[str, tuple[str, str, Mapping[float, str]]] = {  # folder's ending -> axis, place, rows of the main table
     "rho": ("ρ of SAM, in CE + DRW", "stages.*.method.rho", {0: "ce-drw", 0.1: "ce-drw-sam"}),
