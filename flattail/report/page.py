@@ -14,12 +14,12 @@ from .confusion import Confusion, confusions
 from .cost import bought, cost, duration, seconds
 from .differences import Change, changes
 from .estimates import Estimate, signed
-from .figures import MANY_CLASSES, MANY_ROWS, figures
+from .figures import figures
 from .geometry import Part, geometry
 from .geometry_tables import Table, number
 from .notes import headline, notes, warnings
 from .opened import opened
-from .panels import COLOURS, Figure, mean_of
+from .panels import COLOURS, MANY_CLASSES, MANY_ROWS, Figure, mean_of
 from .swaps import Swap, swaps
 from .tables import GROUPS, OTHERS, SHARES, Row, TermLine, by_data, summary, terms
 

@@ -33,6 +33,8 @@ VARIABLES |= {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SMALL, WIDE, TINY = (4.6, 2.9), (9.4, 3.1), (2.2, 1.75)
+MANY_CLASSES = 20  # beyond: lines over the rank of a class
+MANY_ROWS = 12  # beyond: a line per row instead of bars side by side
 
 
 @dataclass(frozen=True)
