@@ -121,11 +121,11 @@ def options_of(name: str, sets: Sequence[str]) -> tuple[Any, dict[str, Any]]:
 
 
 def method_of(recipe: Recipe, raw: Any) -> Method:
-    """Whose sharpness: the method that was asked for, that of the run, or SAM for a plain run."""
+    """Whose sharpness: the method that was asked for, the last of the run's that displaces weights, or else SAM."""
     if raw is not None:
         return built(Method, raw, "method")
-    own = recipe.stages[-1].method
-    return SAM() if isinstance(own, ERM) else own
+    own = (stage.method for stage in reversed(recipe.stages))
+    return next((m for m in own if not isinstance(m, ERM) and m.where != "features"), SAM())
 
 
 def plain_values(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

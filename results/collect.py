@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,7 +33,7 @@ from flattail.sweep.space import axis
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from longer import LONG, LONGS, WITHOUT, by_row, figure, long_table, title  # noqa: E402
+from longer import LONG, LONGS, WITHOUT, by_row, figure, long_table, title, wrapped  # noqa: E402
 from measures import GROUPS, accuracy, average, cells, kept, marked, paired, passes  # noqa: E402
 from spectra import HESSIAN, class_by_class, draw_spectra, head_and_tail  # noqa: E402
 from swept import LINES, around_lines, chosen_lines, draw_around, draw_swept, swept_lines  # noqa: E402
@@ -148,8 +147,7 @@ def added(rows: dict[str, dict[int, Run]]) -> list[str]:
     ]
     if not said:
         return []
-    whole = "; ".join(said)
-    return textwrap.wrap(f"What SAM (ρ = 0.1) adds, in points, seed by seed with 95 % intervals: {whole}.", 136)
+    return wrapped(f"What SAM (ρ = 0.1) adds, in points, seed by seed with 95 % intervals: {'; '.join(said)}.")
 
 
 def side_by_side(runs: list[Run]) -> list[str]:
@@ -187,9 +185,9 @@ def side_by_side(runs: list[Run]) -> list[str]:
     return [
         *lines,
         "",
-        f"² A second stage; its seconds are beside those of the first. {CAVEAT} {BARS}",
+        *wrapped(f"² A second stage; its seconds are beside those of the first. {CAVEAT} {BARS}"),
         "",
-        " ".join(said_of),
+        *wrapped(" ".join(said_of)),
         "",
     ]
 
@@ -204,7 +202,7 @@ def cost(runs: list[Run]) -> list[str]:
     for label, each in by_label.items():
         took = mean(run.env["seconds"] for run in each)
         lines.append(f"| {label} | {', '.join(asked(each[0].recipe))} | {took:.0f} |")
-    return [*lines, "", CAVEAT]
+    return [*lines, "", *wrapped(CAVEAT)]
 
 
 def asked(recipe: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ WITHOUT = {  # our row -> the same without the climb
     "ce-sam": "ce", "ce-drw-sam": "ce-drw", "ldam-drw-sam": "ldam-drw", "vs-sam": "vs", "imbsam": "ce", "ssesam": "ce",
     "focalsam": "ce", "ccsam": "ce-classes",
 }  # fmt: skip
+BEST = (
+    "Last epoch; best epoch on test is what choosing by the test set would have reported, of the runs that were "
+    "watched, and never ours."
+)
 SEEDS = (
     "Mean ± sample sd over n seeds, percent. Δ: mean paired difference over common seeds with its 95 % t interval, "
     "which takes two seeds; in bold where it leaves out zero, without correction for many rows."
@@ -77,9 +82,10 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
         watched = spread(best[name]) + (f" (n = {len(best[name])})" if 0 < len(best[name]) < len(seeds) else "")
         said = [watched, str(len(seeds)), delta, published(where, name)]
         out.append(f"| {title(seeds)} ({name}) | {' | '.join([*cells(seeds.values()), *said])} |")
+    sizes = ", ".join(f"{group} {size(rows, group)}" for group in GROUPS[:-1])
     out += [
-        "", f"{SEEDS} All: the mean over classes, last epoch. Best epoch on test: what choosing by the test set would "
-        "have reported, of the runs that were watched; never ours.", "", "**What the climb adds**", "",
+        "", *wrapped(f"{SEEDS} {BEST} Classes by frequency: {sizes}; all is the mean over classes."), "",
+        "**What the climb adds**", "",
         f"| beside the same without it | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}",
     ]  # fmt: skip
     for name, seeds in rows.items():
@@ -87,6 +93,11 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
             found = [paired(seeds, plain, group) for group in GROUPS]
             out.append(f"| {title(seeds)} | {' | '.join(map(marked, found))} | {found[0].n} |")
     return [*out, ""]
+
+
+def wrapped(text: str) -> list[str]:
+    """Prose as the pages have it."""
+    return textwrap.wrap(text, 138, break_on_hyphens=False)
 
 
 def figure(rows: dict[str, dict[int, Run]], path: Path) -> None:

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from longer import STYLE, by_row, save, title
+from longer import STYLE, by_row, save, title, wrapped
 from matplotlib.figure import Figure
 
 from flattail.runs import Run
@@ -28,7 +28,7 @@ LINES = {  # row -> colour and line; one colour for a row and its climbs
     "ce-classes": ("#4c9f70", "-"), "ccsam": ("#4c9f70", "--"),
 }  # fmt: skip
 BARS = (
-    "n is the number of seeds; ± is the standard deviation over them or, where there is one, the standard error over "
+    "n is the number of seeds; ± is the standard deviation over them or, of a single seed, the standard error over "
     "samples."
 )
 
@@ -68,7 +68,7 @@ def head_and_tail(runs: Sequence[Run]) -> str:
     for row in found.values():
         cells = [shown(*row.of(number, group)) for number in NUMBERS for group in ("many", "few")]
         lines.append(f"| {row.title} | {len(row.seeds)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{BARS} The ratio is |λ_min/λ_max|.", ""])
+    return "\n".join([*lines, "", *wrapped(f"{BARS} The ratio is |λ_min/λ_max|."), ""])
 
 
 def class_by_class(runs: Sequence[Run]) -> list[str]:
@@ -81,7 +81,7 @@ def class_by_class(runs: Sequence[Run]) -> list[str]:
     lines = [
         "## Class-wise Hessian",
         "",
-        f"`flattail analyse RUN hessian`. {BARS} A class has its training images in brackets.",
+        *wrapped(f"`flattail analyse RUN hessian`. {BARS} A class has its training images in brackets."),
         "",
     ]
     for number, said in NUMBERS.items():

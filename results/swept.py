@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from longer import LONG, STYLE, by_row, save, title
+from longer import LONG, STYLE, by_row, save, title, wrapped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measures import accuracy, cells
@@ -107,7 +107,7 @@ def chosen_lines(folder: Path) -> list[str]:
         for trial in kept["trials"]:
             numbers = [f"{100 * trial[name]:.1f}" for name in ("score", "error")]
             out.append(f"| {' | '.join([*trial['point'].values(), *numbers])} | {trial['said']} |")
-        out += ["", kept["history"], ""]
+        out += ["", *wrapped(kept["history"]), ""]
     return out
 
 
@@ -132,7 +132,7 @@ def around_lines(runs: Sequence[Run], figure: str) -> list[str]:
         "taken as they are, without their loss's scale, and so their loss can be neither small nor large."
     )
     heading = "## Loss around the classifier, as in figure 1 of CC-SAM"
-    return [heading, "", said, "", f"![Loss against the norm ratio of noise]({figure})", ""]
+    return [heading, "", *wrapped(said), "", f"![Loss against the norm ratio of noise]({figure})", ""]
 
 
 def draw_around(runs: Sequence[Run], path: Path) -> bool:

@@ -84,9 +84,15 @@ def climbs(
     *,
     micro: int,
 ) -> Iterator[Climbed]:
-    """Every term that has members among samples of weight `a` and mass `m` `[M]`, climbing by their gradient alone."""
+    """Every term that has members among samples of weight `a` and mass `m` `[M]`, climbing by their gradient alone.
+
+    A method that remembers earlier steps is looked at as in its first: it remembers nothing yet.
+    """
     place, everyone = placed(subject, method), a * masses
-    for term in method.terms(Context(samples.y, counts=subject.counts.cpu(), **context)):
+    memory = getattr(method, "memory", None)
+    begun = memory and memory([subject.weights[i] for i in place])
+    at = Context(samples.y, counts=subject.counts.cpu(), memory=begun, hard=subject.losses, **context)
+    for term in method.terms(at):
         for name, weight, climb in apart(term):
             counting = weight * a.to(weight)
             if not bool((counting != 0).any()):

@@ -128,7 +128,9 @@ class SharpnessAware:
         if before:
             self._undo_buffers(before, out)
         if self.check and not bool(out.finite):
-            raise FloatingPointError(f"the loss or a slope is not finite (loss {float(out.loss)})")
+            raise FloatingPointError(
+                f"a loss, at w or displaced, or a slope is not finite (loss at w {float(out.loss)})"
+            )
         self.outcome = out
         self.report.add(out)
         return out.loss

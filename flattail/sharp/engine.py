@@ -92,7 +92,8 @@ def sharp_backward(
         if where == "weights" or not any(t.climb is not None for p in parts for t in p.terms):
             return weights_step(parts, model, place, out, merge=merge, **how)
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        return inside_step(parts, model, Head(inner, place) if where == "head" else Features(inner), out, **how)
+        inside = Head(inner, place, dropout=dropout) if where == "head" else Features(inner)
+        return inside_step(parts, model, inside, out, **how)
 
 
 def placed(model: nn.Module, only: str | None) -> list[Tensor]:
@@ -229,7 +230,7 @@ def weights_step(
                             accumulate(there, n, gradients(total * (scale * poison), trained, False))
                     value = value + total.detach()
                     out.forwards, out.backwards = out.forwards + 1, out.backwards + 1
-            out.values[n] = value
+            out.values[n], out.finite = value, out.finite & torch.isfinite(value)
             if base is not None:
                 continue  # nobody looked from w
             gap = (value * sums.divisor[n] - sums.value[n]) / positive(sums.own[n])

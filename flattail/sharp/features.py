@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .passes import Look, Processes, coefficients, noise_state
+from .passes import Look, Processes, coefficients, noise_around
 from .perturb import TINY, Radial, answering, norm, recorded
 from .terms import Term
 
@@ -36,7 +36,7 @@ class Sight:
     still: Tensor  # [B, ...] what the backbone answered
     gradient: Tensor  # [B, ...] of sum_i a_i m_i loss_i
     slopes: Slopes
-    noise: list[Tensor]  # the state of the generators when the head began
+    noise: list[Tensor]  # the state of the generators when the backbone was done
 
 
 class Features:
@@ -44,18 +44,17 @@ class Features:
 
     def __init__(self, model: Any) -> None:
         self.backbone: nn.Module = model.backbone
+        self.device = next(model.parameters()).device
 
     def look(self, look: Look, name: str, scale: Tensor | float) -> tuple[Sight, Any]:
         """Run the closure at w, recording what the backbone answers; slopes are taken of sums in this scale."""
-        noise: list[list[Tensor]] = []
 
         def followed(_: nn.Module, inputs: Any, z: Tensor) -> Tensor:
-            noise.append(noise_state(z.device))
             return z if z.requires_grad else z.detach().requires_grad_()
 
         handle = self.backbone.register_forward_hook(followed)
         try:
-            with recorded(self.backbone) as calls:
+            with recorded(self.backbone) as calls, noise_around(self.backbone, self.device) as noise:
                 seen = look.run()
         finally:
             handle.remove()
@@ -73,7 +72,7 @@ class Features:
             return per_sample if by is None else a.new_zeros(term.groups).index_add(0, by, per_sample)
 
         squares = [grouped(t.flatten(1).square().sum(1)) for t in (g, still)]
-        return Sight(z, g, Slopes(by, squares[0], squares[1], grouped(a)), noise[0]), seen
+        return Sight(z, g, Slopes(by, squares[0], squares[1], grouped(a)), noise[1]), seen
 
     def joined(self, slopes: Sequence[Slopes], processes: Processes) -> Slopes | None:
         """The slopes of several micro-batches and processes as those of one batch; None where samples climb alone."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .passes import Look, Processes, coefficients
-from .perturb import TINY, Radial, answering, kept_buffers, norm, of_group, recorded, routed
+from .passes import Look, Processes, coefficients, noise_around, same_noise, treats_rows_apart
+from .perturb import TINY, Radial, answering, norm, of_group, recorded
 from .terms import Term
 
 
@@ -40,7 +40,8 @@ class Sight:
     logits: Tensor  # what the head answered
     slopes: Slopes
     cast: torch.autocast  # what the head ran under
-    noise: ClassVar[None] = None  # the head does not run again
+    before: list[Tensor]  # the state of the generators when the head began
+    noise: list[Tensor]  # the same when it was done
 
     @property
     def still(self) -> Tensor:
@@ -51,7 +52,8 @@ class Sight:
 class Head:
     """The displaced head of a model: its slopes, by groups, and its logits from where each group climbed to."""
 
-    def __init__(self, model: Any, place: Sequence[Tensor]) -> None:
+    def __init__(self, model: Any, place: Sequence[Tensor], *, dropout: str = "same") -> None:
+        self.dropout = dropout
         self.backbone: nn.Module = model.backbone
         self.module: nn.Module = model.head
         placed = {id(p) for p in place}
@@ -63,7 +65,12 @@ class Head:
 
     def look(self, look: Look, name: str, scale: Tensor | float) -> tuple[Sight, Any]:
         """Run the closure at w, recording what passes through the head; slopes are taken of sums in this scale."""
-        with recorded(self.backbone) as below, recorded(self.module) as calls:
+        device = next(iter(self.place.values())).device
+        with (
+            recorded(self.backbone) as below,
+            recorded(self.module) as calls,
+            noise_around(self.module, device) as noise,
+        ):
             seen = look.run()
         if len(calls) != 1 or len(below) != 1:
             raise ValueError(
@@ -78,7 +85,7 @@ class Head:
             slopes = Slopes(z.detach().to(a.dtype), r.to(a.dtype) / scale, by, a)
         else:
             slopes = Slopes(z.detach(), logits.detach(), by, a, self.numerators(a * look.values, by, a, scale))
-        return Sight(below[0][1], z, logits, slopes, cast), seen
+        return Sight(below[0][1], z, logits, slopes, cast, *noise), seen
 
     @contextmanager
     def answers(self, sight: Sight, logits: Tensor) -> Iterator[None]:
@@ -150,5 +157,30 @@ class Head:
                 move = climb(list(self.place.values()), slope)
                 lengths[group] = norm(move)
                 moves[group] = dict(zip(self.place, move, strict=True))
-        with sight.cast, kept_buffers([self.module]):
-            return routed(self.module, sight.z, sight.slopes.by, moves), lengths
+        noise = sight.before if self.dropout == "same" else None
+        with sight.cast:
+            return routed(self.module, sight.z, sight.slopes.by, moves, noise), lengths
+
+
+def routed(
+    head: nn.Module, z: Tensor, groups: Tensor, moves: dict[int, dict[str, Tensor]], noise: Sequence[Tensor] | None
+) -> Tensor:
+    """Logits `[B, C]` of a head that sees sample i from where its own group `groups[i]` has climbed to.
+
+    `moves` holds a displacement per parameter name for each displaced group; other samples see the head at w.
+    Gradients flow to the head's parameters and to `z`; the displacements are constants, and buffers stay as they are.
+    Where samples share something (BatchNorm, dropout masks drawn from `noise`), all go through every head.
+    """
+    params, together = dict(head.named_parameters()), not treats_rows_apart(head)
+    pieces, order = [], []
+    left = torch.ones_like(groups, dtype=torch.bool)
+    for group, move in [*moves.items(), (None, {})]:
+        own = left if group is None else groups == group
+        left, rows = left & ~own, own.nonzero().squeeze(1)
+        moved = {name: p + move[name] if name in move else p for name, p in params.items()}
+        buffers = {name: b.clone() for name, b in head.named_buffers()}
+        with same_noise(noise if together else None, z.device):
+            logits = torch.func.functional_call(head, moved | buffers, (z if together else z[rows],))
+        order.append(rows)
+        pieces.append(logits[rows] if together else logits)
+    return torch.cat(pieces)[torch.cat(order).argsort()]

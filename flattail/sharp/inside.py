@@ -84,16 +84,16 @@ def inside_step(
 
             # 3. look from there, the backbone doing no work
             with kept_buffers([model], keep=buffers == "keep"):
-                state = (sight.noise if dropout == "same" else None) or noise.get(look.part)
-                with processes.quiet(last), same_noise(state, device):
-                    with inside.answers(sight, moved):
-                        there, _, _ = call(term.losses or look.losses, None, len(term.weight))
-                    here = look.values
-                    if term.losses is not None:
-                        with torch.no_grad(), inside.answers(sight, sight.still.detach()):
-                            here, _, _ = call(term.losses, None, len(term.weight))
+                state = sight.noise if dropout == "same" else None
+                with processes.quiet(last), same_noise(state, device), inside.answers(sight, moved):
+                    there, _, _ = call(term.losses or look.losses, None, len(term.weight))
+                here = look.values
+                if term.losses is not None:
+                    with torch.no_grad(), same_noise(state, device), inside.answers(sight, sight.still.detach()):
+                        here, _, _ = call(term.losses, None, len(term.weight))
                 objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
                 gap = gap + coefficients(term, look.masses) @ (there - here).detach()
+                finite = finite & torch.isfinite(gap)
                 own = sums.own[name].sum() + (0 if together else own)
 
                 # micro-batches that climb apart are averaged by their mass

@@ -183,6 +183,22 @@ def set_noise(states: Sequence[Tensor], device: torch.device) -> None:
 
 
 @contextmanager
+def noise_around(module: nn.Module, device: torch.device) -> Iterator[list[list[Tensor]]]:
+    """The states of the generators before and after each of the module's calls inside, in order."""
+    states: list[list[Tensor]] = []
+
+    def note(*_: Any) -> None:
+        states.append(noise_state(device))
+
+    handles = [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def same_noise(states: Sequence[Tensor] | None, device: torch.device) -> Iterator[None]:
     """Inside, draws repeat from `states`; afterwards the generators are as they were. None: fresh draws."""
     if states is None:

@@ -176,22 +176,3 @@ def answering(module: nn.Module, answer: Tensor) -> Iterator[None]:
         for name in ("forward", "_compiled_call_impl"):
             state.pop(name, None)
         state.update(kept)
-
-
-def routed(head: nn.Module, z: Tensor, groups: Tensor, moves: dict[int, dict[str, Tensor]]) -> Tensor:
-    """Logits `[B, C]` of a head that sees sample i from where its own group `groups[i]` has climbed to.
-
-    `moves` holds a displacement per parameter name for each displaced group; other samples see the head at w.
-    Gradients flow to the head's parameters and to `z`; the displacements are constants.
-    """
-    params = dict(head.named_parameters())
-    pieces, order = [], []
-    for group, move in moves.items():
-        rows = (groups == group).nonzero().squeeze(1)
-        order.append(rows)
-        moved = {name: p + move[name] if name in move else p for name, p in params.items()}
-        pieces.append(torch.func.functional_call(head, moved, (z[rows],)))
-    rest = ~torch.isin(groups, torch.tensor(list(moves), device=groups.device))
-    order.append(rest.nonzero().squeeze(1))
-    pieces.append(head(z[order[-1]]))
-    return torch.cat(pieces)[torch.cat(order).argsort()]

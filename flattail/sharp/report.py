@@ -29,7 +29,7 @@ class Outcome:
     gaps: dict[str, Tensor] = field(default_factory=dict)  # L_k(w + e) - L_k(w), of climbing terms
     radii: dict[str, Tensor] = field(default_factory=dict)  # ||e_k|| / ||w||; [G] for a grouped term
     cosines: dict[str, Tensor] = field(default_factory=dict)  # "head ~ tail": between gradients at w
-    finite: Tensor | None = None  # whether the loss and every slope was
+    finite: Tensor | None = None  # whether the loss, every slope and every displaced loss was
     memory: dict[str, Any] = field(default_factory=dict)  # what a method that merges remembers of this step
     whole: Tensor | None = None  # whether every gradient of a step that was merged is finite
     seen: list[Any] = field(default_factory=list)  # what the closures returned beside their losses, a part each
@@ -43,7 +43,7 @@ class TermReport:
 
     radius: float  # mean ||e||/||w|| where it climbed
     radii: list[float]  # the same per group of a grouped term, NaN for a group that never was in a batch; else [radius]
-    gap: float  # mean L(w + e) - L(w); NaN for a term that nobody looks at from w
+    gap: float  # mean L(w + e) - L(w) where it climbed; NaN for a term that never did, or that nobody looks at from w
     active: float  # share of steps in which it moved
 
 
@@ -54,7 +54,7 @@ class Report:
         self.method = method
         self.steps = 0
         self._lost: Tensor | int = 0  # steps that were not finite
-        self._sums: dict[str, list[Tensor]] = {}  # term -> radius [G], seen [G], gap, active
+        self._sums: dict[str, list[Tensor]] = {}  # term -> radius [G], seen [G], gap, its steps, active
         self._cosines: dict[str, tuple[Tensor, int]] = {}
         self._passes = (0.0, 0.0)  # forward and backward, of a whole batch
 
@@ -70,11 +70,14 @@ class Report:
             there = torch.isfinite(radius)
             zero = radius.new_zeros(())
             moved = torch.where(there, radius, zero)
+            active, gap = (moved > 0).any(), out.gaps.get(name, zero * torch.nan)
+            measured = active & torch.isfinite(gap)
             new = [
                 moved,
                 there.to(radius.dtype),
-                torch.nan_to_num(out.gaps[name]) if name in out.gaps else zero.new_full((), torch.nan),
-                (moved > 0).any().to(radius.dtype),
+                torch.where(measured, gap, 0),
+                measured.to(radius.dtype),
+                active.to(radius.dtype),
             ]
             old = self._sums.get(name)
             self._sums[name] = new if old is None else [a.to(b.device) + b for a, b in zip(old, new, strict=True)]
@@ -86,10 +89,10 @@ class Report:
     def terms(self) -> dict[str, TermReport]:
         """Every term that ever climbed."""
         rows = {}
-        for name, (radius, seen, gap, active) in self._sums.items():
+        for name, (radius, seen, gap, measured, active) in self._sums.items():
             radii = (radius / seen).tolist()
             moved = float(radius.sum() / seen.sum().clamp(min=1))
-            rows[name] = TermReport(moved, radii, float(gap / active.clamp(min=1)), float(active) / self.steps)
+            rows[name] = TermReport(moved, radii, float(gap / measured), float(active) / self.steps)
         return rows
 
     @property
@@ -112,7 +115,7 @@ class Report:
         said = []
         lost = int(self._lost)
         if lost:
-            said.append(f"{lost} of {self.steps} steps were not finite: a loss or a slope was NaN or infinite")
+            said.append(f"{lost} of {self.steps} steps were not finite: a loss, at w or displaced, or a slope was not")
         if self.steps > lost and not any(r.active > 0 for r in rows.values()) and self.method != "ERM":
             said.append(f"{self.method} never moved the weights in {self.steps} steps: it trained as plain ERM")
         return said + [remark for name, row in rows.items() if (remark := doubt(name, row.radius))]

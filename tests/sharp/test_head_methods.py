@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flattail.sharp import CCSAM, Part, Radial, Term, l2_ball, sharp_backward
-from flattail.sharp.perturb import routed
+from flattail.sharp import CCSAM, ERM, Part, Radial, Term, l2_ball, sharp_backward
+from flattail.sharp.head import routed
 
 INF = math.inf
 FORMS = {
@@ -106,7 +106,7 @@ def test_routed_is_one_displaced_pass_per_class(head):
         c: {n: 0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in model.head.named_parameters()}
         for c in range(CLASSES - 1)  # the last class stays at w
     }
-    got = routed(model.head, z, y, moves)
+    got = routed(model.head, z, y, moves, None)
     expected = torch.zeros_like(got)
     for c in range(CLASSES):
         rows = y == c
@@ -228,6 +228,36 @@ def test_the_backbone_runs_once_and_may_be_noisy():
     aware = flat(model, CCSAM(scale=0.0, average="samples", mix=0.5))
     aware.backward(closure(model, x, y), y)
     assert float(aware.gaps["class"]) == 0.0
+
+
+SHARED = {"dropout": lambda: nn.Dropout(0.5), "batchnorm": lambda: nn.BatchNorm1d(8)}
+
+
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("average", ["samples", "classes"])
+def test_a_head_whose_samples_share_something_has_them_together(shared, average):
+    """Dropout or BatchNorm in the head: the batch goes through every class's head, under the masks of the plain look."""
+    torch.manual_seed(0)
+    head = nn.Sequential(SHARED[shared](), nn.Linear(8, CLASSES))
+    model, (x, y) = Pair(nn.Sequential(nn.Linear(5, 8), nn.Tanh()), head).double(), data()
+
+    def seeded(method):
+        torch.manual_seed(3)
+        return gradient(model, method, x, y)
+
+    one, layers = (CCSAM(scale=1.0, cap=INF, average=average, scope=scope) for scope in ("head", r"^head\."))
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    close(seeded(one), seeded(layers), 1e-12)
+    close(seeded(CCSAM(scale=0.0, average="samples")), seeded(ERM()), 1e-12)
+    steps = {n: b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert all(int(b) - int(before[n]) == 4 for n, b in steps.items())  # once a step
+
+
+def test_noise_that_a_loss_draws_is_the_same_after_a_noisy_backbone():
+    model, (x, y) = mlp(dropout=0.5), data()
+    aware = flat(model, CCSAM(scale=0.0, average="samples", mix=0.5))
+    aware.backward(lambda: F.cross_entropy(model(x) + torch.randn(len(y), CLASSES), y, reduction="none"), y)
+    assert float(aware.outcome.gaps["class"]) == 0.0
 
 
 def test_a_generic_head_under_autocast_runs_as_it_ran():
