@@ -8,7 +8,7 @@ size works. Its depth is 6 * blocks + 2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +134,8 @@ class ResNet32:
 class ResNet30:
     """What CC-SAM's released ResNet-32 computes, BBN's without its last block: stages of 5, 5 and 4 blocks.
 
+    Its linear head starts as PyTorch's own, since there it is made after the convolutions were drawn.
+
     The code takes its network from BBN, whose last block exists twice, and its forward pass goes through neither. A
     fifth block that copies its input would give the same logits, but not the same loss geometry: its idle
     convolutions and its norm's scale of 0 are a saddle of their own.
@@ -146,8 +148,9 @@ class ResNet30:
     def build(self, classes: int, channels: int = 3) -> Split:
         """A new network for `classes` classes of images with `channels` channels."""
         net = ResNet32(self.width, self.norm, self.head).build(classes, channels)
-        del net.backbone.stages[-1]  # type: ignore[operator, union-attr]
-        return net
+        backbone: Any = net.backbone
+        del backbone.stages[-1]
+        return Split(backbone, HEADS[self.head](4 * self.width, classes))
 
 
 @dataclass(frozen=True)

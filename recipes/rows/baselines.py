@@ -6,7 +6,7 @@ short one for small machines hold the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from flattail.data.profile import Inclusive, Slices
 from flattail.data.samplers import Balanced
 from flattail.losses import CE, GCL, IB, LA, LADE, LDAM, VS, Focal, LabelAwareSmoothing
 from flattail.models import ResNet8, ResNet32
-from flattail.optim import SGD, Cosine, Multistep
+from flattail.optim import SGD, Constant, Cosine, Multistep
 from flattail.recipe import Recipe
 from flattail.sharp import (
     CCSAM,
@@ -45,6 +45,10 @@ from flattail.train import Stage
 
 from .shipped import CC, CIFARS, CROP_FLIP, SIXTEEN, Shipped, expected, said, ten
 
+RATE = "Rate of CC-SAM's second stage: a constant 0.01, as released."
+HELD = (
+    "The rate stays at 0.1, and at 0.05 in the last fifth, which is averaged: as released, but for a line between.",
+)
 KANG = "Kang et al., ICLR 2020"
 MISLAS = "Zhong et al., CVPR 2021"
 GCL_PAPER = "Li et al., CVPR 2022"
@@ -66,6 +70,8 @@ class Setting:
     moving: str  # BatchNorm in MiSLAS's second stage
     causal: str  # the head of De-confound-TDE
     rho: float
+    clouded: Mapping[str, Any]  # of GCL's second stage, beside what every setting has
+    averaged: Mapping[str, Any]  # of a last stage under SWA
     notes: tuple[str, ...]  # whose the setting is
 
 
@@ -129,7 +135,7 @@ def flattened(s: Setting) -> dict[str, Row]:
     return rows | {
         "ce-ema": Row("CE + EMA", "Exponential moving average of the weights", (replace(s.first, average=EMA(0.99)),)),
         "ce-swa": Row("CE + SWA", "Stochastic weight averaging (Izmailov et al., UAI 2018)",
-                      (replace(s.first, average=SWA()),)),
+                      (replace(s.first, **s.averaged),), notes=HELD if "schedule" in s.averaged else ()),
         "ce-spectral-norm": Row("CE + spectral norm", "Spectral normalisation (Miyato et al., ICLR 2018)",
                                 (replace(s.first, constraint=SpectralNorm()),)),
     }  # fmt: skip
@@ -159,7 +165,7 @@ def second_stages(s: Setting) -> dict[str, Row]:
         "max-norm": ("MaxNorm", "Weight balancing, second stage (Alshammari et al., CVPR 2022)",
                      replace(rebalanced, constraint=MaxNorm()),
                      "Without the strong weight decay that its authors give the first stage."),
-        "ce-ccsam-2": ("CE + CC-SAM stage 2", f"CC-SAM's second stage alone ({CC})", adversarial(s), ""),
+        "ce-ccsam-2": ("CE + CC-SAM stage 2", f"CC-SAM's second stage alone ({CC})", adversarial(s), RATE),
     }  # fmt: skip
     return {
         name: Row(title, about, (s.first, stage), notes=(note,) if note else ())
@@ -168,9 +174,10 @@ def second_stages(s: Setting) -> dict[str, Row]:
 
 
 def adversarial(s: Setting, **how: Any) -> Stage:
-    """CC-SAM's second stage in the paper's form."""
+    """CC-SAM's second stage in the paper's form, at the constant rate of the released code."""
     return replace(
-        s.second, method=AdversarialFeatures(), sampler=Balanced(1), statistics="moving", **how
+        s.second, method=AdversarialFeatures(), sampler=Balanced(1), statistics="moving",
+        optim=replace(s.second.optim, lr=0.01), schedule=Constant(), **how,
     )  # fmt: skip
 
 
@@ -194,14 +201,17 @@ def clouded(s: Setting, **first: Any) -> tuple[Stage, Stage]:
     one = replace(s.first, loss=GCL(), mix=Mixup(1.0), **first)
     two = replace(
         s.second, loss=GCL(m=0.1, s=20.0, gamma=1.0), sampler=Balanced(1), mix=Mixup(1.0),
-        optim=SGD(0.002, 0.9, 2e-4), schedule=Cosine(),
+        optim=SGD(0.002, 0.9, 2e-4), schedule=Cosine(), **s.clouded,
     )  # fmt: skip
     return one, two
 
 
 def gcl(s: Setting) -> dict[str, Row]:
     """GCL, a cosine head throughout."""
-    note = "Noise, scales, margin and the second stage's rate: the released code's; its mapping of groups is left out."
+    same = "epochs, batch and rate" if s.clouded else "rate"
+    note = (
+        f"Noise, scales, margin and the second stage's {same}: the released code's; its mapping of groups is left out."
+    )
     return {"gcl": Row("GCL", f"GCL ({GCL_PAPER})", clouded(s), "cosine", notes=(note,))}
 
 
@@ -224,7 +234,7 @@ def class_conditional(s: Setting) -> dict[str, Row]:
         ), "cosine"),
     }  # fmt: skip
     return {
-        name: Row(title, f"{title}, both stages ({CC})", stages, head)
+        name: Row(title, f"{title}, both stages ({CC})", stages, head, (RATE,) if stages[-1].optim.lr == 0.01 else ())
         for name, (title, stages, head) in with_what.items()
     }
 
@@ -248,8 +258,9 @@ def grid(s: Setting) -> dict[str, Row]:
     rows = {}
     for name, (title, stages, one, head) in plain.items():
         about = f"of the grid of CC-SAM's figure 2 ({CC})"
-        last = (*stages[: one - 1], replace(stages[one - 1], average=SWA()), *stages[one:])
-        rows[f"{name}-swa"] = Row(f"{title}, SWA", f"{title} with SWA, {about}", last, head)
+        held = [replace(t, schedule=s.averaged["schedule"]) for t in stages[:one]]
+        held[-1] = replace(held[-1], average=SWA(0.8 if one == 1 else 0.0))  # the last fifth
+        rows[f"{name}-swa"] = Row(f"{title}, SWA", f"{title} with SWA, {about}", (*held, *stages[one:]), head, HELD)
         for short, (letters, change) in operations.items():
             for when, which in (("1", range(one)), ("2", range(one, len(stages))), ("12", range(len(stages)))):
                 if when != "1" and one == len(stages):
@@ -281,7 +292,8 @@ def ablation(s: Setting) -> dict[str, Row]:
     }
     both = (replace(s.first, method=CCSAM()), adversarial(s, start=NewHead()))
     name = "ablation-dir-mag-stage2"
-    return rows | {name: Row("cRT + dir + mag + stage 2", f"CC-SAM whole, of its table 2 ({CC})", both, notes=(note,))}
+    about = f"CC-SAM whole, of its table 2 ({CC})"
+    return rows | {name: Row("cRT + dir + mag + stage 2", about, both, notes=(note, RATE))}
 
 
 # -- the settings --------------------------------------------------------------------------------------------
@@ -306,9 +318,11 @@ def full(where: str) -> Setting:
         "frozen" if small else "moving",
         "causal-cifar10" if small else "causal-cifar100",
         0.1 if small else 0.2,
+        {"epochs": 30, "batch": 64},
+        {"average": SWA(0.8), "schedule": Multistep((0.8,), (0.5,), warmup=0.025)},
         (
-            "Batch, rate, schedule and weight decay of the first stage: those of MiSLAS's code for CIFAR-LT, in every "
-            "row. The second stage lasts 10 epochs at 0.1 and a cosine, as there; what a row does not say is ours.",
+            "Batch, rate, schedule and weight decay of the first stage: those of MiSLAS's code for CIFAR-LT, unless a "
+            "note says otherwise; so are the second stage's 10 epochs at 0.1 and a cosine. The rest is ours.",
         ),
     )  # fmt: skip
 
@@ -325,6 +339,8 @@ def quick() -> Setting:
         first=first,
         second=replace(first, epochs=3, train="head"),
         rho=0.1,
+        clouded={},
+        averaged={"average": SWA()},
         notes=("Ours throughout: the same short training in every row, to see what each does, not how far it goes.",),
     )
 
@@ -382,6 +398,7 @@ def long(where: str) -> Setting:
         first=first,
         second=replace(first, epochs=10, train="head", schedule=Cosine()),
         rho=0.1,
+        clouded={},
         notes=("Ours throughout: no paper trains so small. The same network, batch, rate and length in every row.",),
     )
 

@@ -14,7 +14,7 @@ from flattail.data.mix import Mixup
 from flattail.data.profile import Inclusive, Slices, Strict, Thresholds
 from flattail.data.samplers import Balanced
 from flattail.losses import CE, LA, LDAM, VS, Loss
-from flattail.models import ResNet32, ResNet34Cifar
+from flattail.models import ResNet30, ResNet32, ResNet34Cifar
 from flattail.optim import SGD, Cosine, Multistep
 from flattail.recipe import EvaluationProtocol, Recipe
 from flattail.sharp import (
@@ -223,9 +223,9 @@ def ccsam() -> Iterator[Shipped]:
         augment=CROP_FLIP,
     )  # fmt: skip
     strong = (Crop(4), Flip(), AutoAugment(), Cutout(16))
+    plain = "Network: a plain ResNet-32; the released code has the BBN variant, 30 layers deep in effect."
     shared = (
         "Batch, rate, warm-up, schedule, weight decay, subset and mixup: the released code's.",
-        "Network: a plain ResNet-32; the released code has the BBN variant, 30 layers deep in effect.",
         "Ours: the last epoch is judged, and starts stage 2; the released code takes the best on the test set.",
     )
     paper = (
@@ -239,6 +239,7 @@ def ccsam() -> Iterator[Shipped]:
         "scale moves next to nothing, and `perturbation vacuous` will be reported: that is what it shows.",
         "They are the code's present settings, for imbalance 200; its first public version had others, for 100.",
         "cap: the released code has none.",
+        "Network: the BBN variant, 30 layers deep in effect.",
     )
     features = (
         "Second stage: 30 epochs at a constant rate of 0.01, a sample per class in turn, BatchNorm moving on: the "
@@ -253,12 +254,12 @@ def ccsam() -> Iterator[Shipped]:
         plainly = replace(first, method=CCSAM())
         strongly = [replace(s, augment=strong, mix=None) for s in (plainly, adversarial)]
         forms: dict[str, tuple[str, str, tuple[Stage, ...], tuple[str, ...]]] = {
-            "ccsam": ("CC-SAM", "both stages in the paper's form", (plainly, adversarial), (*paper, *features)),
+            "ccsam": ("CC-SAM", "both stages in the paper's form", (plainly, adversarial), (*paper, *features, plain)),
             "ccsam-strong": (
                 "CC-SAM, strong augmentation", "both stages, AutoAugment and Cutout, no mixup",
-                tuple(strongly), (*paper, *features),
+                tuple(strongly), (*paper, *features, plain),
             ),
-            "ccsam-stage1": ("CC-SAM, stage 1", "the first stage in the paper's form", (plainly,), paper),
+            "ccsam-stage1": ("CC-SAM, stage 1", "the first stage in the paper's form", (plainly,), (*paper, plain)),
             "ccsam-released": (
                 "CC-SAM, released form", "both stages as its code has them",
                 (replace(first, method=loose), replace(second, method=by_class)), released,
@@ -267,11 +268,12 @@ def ccsam() -> Iterator[Shipped]:
         for name, (title, form, stages, notes) in forms.items():
             if name == "ccsam-stage1" and not where.endswith("-100"):
                 continue
+            network = ResNet30() if name == "ccsam-released" else ResNet32()
             yield Shipped(
                 f"{where}/{name}",
                 f"CC-SAM, {form}, on {said(where)} ({CC})",
                 Recipe(
-                    data, ResNet32(), stages, title=title, expect=expected(f"{where}/{name}"),
+                    data, network, stages, title=title, expect=expected(f"{where}/{name}"),
                     notes=(*notes, *shared),
                 ),
             )  # fmt: skip
