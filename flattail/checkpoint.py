@@ -121,7 +121,10 @@ def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | Non
         )
     threads = saved["threads"]
     if saved["identity"] != identity:
-        raise ValueError(f"{path} is a checkpoint of another recipe: use another --out, or remove it to start over")
+        raise ValueError(
+            f"{path} is a checkpoint of another recipe, or of other images: use another --out, or remove it to start "
+            "over"
+        )
     if threads != (now := torch.get_num_threads()):
         warnings.warn(
             f"{path} was written with {threads} threads, and this process has {now}: bit for bit the same it goes on "

@@ -13,7 +13,7 @@ from . import runs
 from .data.pictures import Preparation
 from .rebuilt import finished, load, trained
 from .recipe import Recipe, from_tree
-from .worlds import last_trained, scale_of, trained_prior
+from .worlds import softmax_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Classifier:
     groups: dict[str, Tensor]  # masks [C] of many, medium and few
     scale: float  # what the loss multiplied logits by: 1, but for losses on cosines
     flip: bool  # whether logits are averaged over an image and its mirror
-    log_prior: Tensor  # [C] logarithm of the class prior that the scaled logits are calibrated for
+    log_prior: Tensor | None  # [C] of the class prior that the scaled logits are calibrated for; None: for none
     doubts: tuple[str, ...]  # what is not known for certain of that prior
     older: bool  # whether the run does not say how it sees images, so that its data were asked
 
@@ -68,7 +68,7 @@ def classifier(folder: Path, root: Path = Path("data")) -> Classifier:
     images = asked(done, recipe, root) if stated is None else Preparation.from_json(stated)
     names, counts = tuple(done.scores["names"]), torch.tensor(done.scores["counts"])
     model = trained(done, recipe, Sizes(len(names), images.shape[0])).eval()
-    log_prior, doubts = trained_prior(recipe, counts)
+    (scale, log_prior), doubts = softmax_of(recipe, counts, done.scores.get("starts", {}))
     return Classifier(
         run=done,
         recipe=recipe,
@@ -77,9 +77,9 @@ def classifier(folder: Path, root: Path = Path("data")) -> Classifier:
         names=names,
         counts=counts,
         groups={name: torch.tensor(mask) for name, mask in done.scores["groups"].items()},
-        scale=scale_of(last_trained(recipe)),
+        scale=scale,
         flip=recipe.protocol.views == "flip",
-        log_prior=log_prior.double().log_softmax(0),
+        log_prior=None if log_prior is None else log_prior.double().log_softmax(0),
         doubts=tuple(doubts),
         older=stated is None,
     )

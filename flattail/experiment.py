@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -33,7 +33,7 @@ from .scores import Scores, evaluate
 from .sharp.engine import placed
 from .sharp.head import Head
 from .sharp.report import doubt
-from .stage import Stage, freeze, grouped, sharpness_aware
+from .stage import Stage, freeze, grouped, set_mode, sharpness_aware
 from .starts import NO_VALIDATION, shaped
 from .train import Place, State, accelerated, epoch_batches, fit, logits_of
 
@@ -41,6 +41,7 @@ __all__ = [
     "build", "environment", "judged", "load", "mended", "restored", "run", "scored", "store", "warnings",
 ]  # fmt: skip
 
+CONTIGUOUS = torch.contiguous_format  # and apart, where modules share a weight
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -141,7 +142,7 @@ def train(
     epoch = fit(
         model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
         accelerator=accelerator, workers=workers, compile=recipe.compile,
-        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{how['seed']}",
+        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{how['seed']}/{data.fingerprint}",
         score=None if recipe.protocol.selection == "last" else score, watch=watched if watch else None,
         on_epoch=keep, state=state, **how,
     )  # fmt: skip
@@ -168,17 +169,25 @@ def finish(
     )  # fmt: skip
     if state.unread:
         outcome["warnings"].append(told(state.unread, "and others of their class stood in for them in training"))
-    if found := {str(i): each for i, each in state.found.items() if each}:
-        outcome["starts"] = found
-    if rows and all("test" in row for row in rows):
-        best = max(rows, key=lambda row: row["test"]["all"])
-        outcome["best_on_test"] = {"epoch": best["epoch"]} | best["test"]
     env = environment(accelerator, data, state.wall + time.monotonic() - ended, rows) | begun_at
+    if found := {str(i): each for i, each in state.found.items() if each}:
+        env["starts"] = found
+    outcome |= beside(rows, env)
     for part, missed in (("train", state.unread), ("test", unread(data.test))):
         if missed:
             env.setdefault("unread", {})[part] = {"images": len(missed), "first": sorted(missed)[:20]}
     store(folder, model, outcome, logits, y, env)
     remove(folder / CHECKPOINT)
+
+
+def beside(rows: Sequence[Mapping[str, Any]], env: Mapping[str, Any]) -> dict[str, Any]:
+    """What `scores.json` says beside the scores: what starts found, and the best epoch on test, if all were seen."""
+    found = env.get("starts") or {str(row["stage"]): row["start"] for row in rows if "start" in row}
+    said: dict[str, Any] = {"starts": found} if found else {}
+    if rows and all("test" in row for row in rows):
+        best = max(rows, key=lambda row: row["test"]["all"])
+        said["best_on_test"] = {"epoch": best["epoch"]} | best["test"]
+    return said
 
 
 def refuse_taken(recipe: Recipe, *, out: Path, label: str, seed: int, resume: bool) -> None:
@@ -230,7 +239,7 @@ def store(
 ) -> None:
     """Write what a run directory holds of a trained model; the scores, which make it finished, come last."""
     runs.write_logits(folder, logits.numpy(), y.numpy())
-    weights = as_safetensors({n: t.contiguous().cpu() for n, t in model.state_dict().items()})
+    weights = as_safetensors({n: t.cpu().clone(memory_format=CONTIGUOUS) for n, t in model.state_dict().items()})
     runs.write_bytes(folder / runs.MODEL, weights)
     runs.write_json(folder / runs.ENV, env)
     runs.write_json(folder / runs.SCORES, outcome)
@@ -249,13 +258,31 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
             if i == 0 and not (stage.init or getattr(recipe.model, "weights", None)):
                 refuse_random_backbone(model, trained if stage.epochs else [])
             if stage.constraint is not None:
+                stage.constraint.shape(model)
                 stage.constraint.begin(model)
-            epoch_batches(data.train, stage, 0, 0.0)
+            refuse_single(model, stage, data)
             place = placed(model, sharpness_aware(model, stage, data).how["only"])
             if stage.method.where == "head":
                 Head(model, place)
+            if stage.constraint is not None:
+                stage.constraint.end(model)
         except ValueError as error:
             raise ValueError(f"recipe.stages[{i}]: {error}") from error
+
+
+def refuse_single(model: nn.Module, stage: Stage, data: LongTail) -> None:
+    """Raise ValueError where a batch has a single image and the network, in training, wants more of them."""
+    least = min(map(len, epoch_batches(data.train, stage, 0, 0.0)), default=0)
+    if least and least // min(stage.micro, least) == 1:
+        set_mode(model, stage)
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, *Preparation.of(data.test).shape))
+        except ValueError as error:
+            raise ValueError(
+                f"a batch, or a micro-batch of one, has a single image, which this network cannot train on ({error}): "
+                "write `drop_last: true`, another `batch`, or fewer `micro`"
+            ) from error
 
 
 def refuse_random_backbone(model: nn.Module, trained: list[nn.Parameter]) -> None:
@@ -384,8 +411,7 @@ def mended(folder: Path, root: Path, device: str | None) -> None:
             epoch=None if imported or epoch < 0 else epoch, said=warnings(recipe, [dict(row) for row in done.rows]),
         )  # fmt: skip
         outcome |= {"selection": "imported"} if imported else {}
-        if found := {str(row["stage"]): row["start"] for row in done.rows if "start" in row}:
-            outcome["starts"] = found
+        outcome |= beside(done.rows, done.env)
         runs.write_logits(folder, logits.numpy(), y.numpy())
         if not whole:
             runs.write_json(folder / runs.SCORES, outcome)

@@ -65,10 +65,16 @@ def build(recipe: Recipe, data: Sizes, seed: int) -> nn.Module:
 
 
 def restored(folder: Path, root: Path) -> tuple[Recipe, LongTail, nn.Module, int]:
-    """A finished run's recipe, data, trained model and seed."""
+    """A finished run's recipe, data, trained model and seed. ValueError where the data have changed since."""
     done = finished(Path(folder))
     recipe = from_tree(done.recipe)
     data = load(recipe, root, done.seed)
+    then = (done.scores or {}).get("fingerprint", data.fingerprint)
+    if then != data.fingerprint:
+        raise ValueError(
+            f"{folder} was trained on other images than those that are there now (fingerprint {then}, now "
+            f"{data.fingerprint}), and may have seen what it would be tested on: bring those back, or train anew"
+        )
     return recipe, data, trained(done, recipe, data), done.seed
 
 

@@ -7,7 +7,7 @@ images and those of the validation half, and tells what it found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -29,6 +29,13 @@ class Given(NamedTuple):
     names: Sequence[str]  # [C] of the classes
     train: Callable[[], tuple[Tensor, Tensor]]  # features [N, d] and labels [N] of the training half, not augmented
     val: Callable[[], tuple[Tensor, Tensor]] | None  # of the validation half; None: there is none
+
+
+class Softmax(NamedTuple):
+    """What the softmax of a classifier's logits is a probability of."""
+
+    scale: float  # what logits are multiplied by before it: 1, but for losses on cosines
+    log_prior: Tensor | None  # [C] of the class shares that it is calibrated for; None: it is no probability
 
 
 class Start(Protocol):
@@ -54,6 +61,10 @@ class Start(Protocol):
         """Give the new head, on the host, its values; returns what was found."""
         ...
 
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """What the softmax is once this is done and nothing trained; `log_data` [C] are the data's log shares."""
+        ...
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -72,6 +83,10 @@ class Keep:
     def fill(self, head: nn.Module, given: Given) -> dict[str, float]:
         """Nothing to do."""
         return {}
+
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """The same."""
+        return before
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,10 @@ class NewHead:
     def fill(self, head: nn.Module, given: Given) -> dict[str, float]:
         """Its values were drawn when it was made."""
         return {}
+
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """None: nothing is learnt yet."""
+        return Softmax(1.0, None)
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,10 @@ class Scales:
         """The classifier keeps its values."""
         return taken_over(head, given.before)
 
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """The same: scales begin at 1."""
+        return before
+
 
 @dataclass(frozen=True)
 class DisAlign:
@@ -139,6 +162,10 @@ class DisAlign:
     def fill(self, head: nn.Module, given: Given) -> dict[str, float]:
         """The classifier keeps its values."""
         return taken_over(head, given.before)
+
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """The same: scales begin at 1, margins at 0."""
+        return before
 
 
 @dataclass(frozen=True)
@@ -177,6 +204,10 @@ class TauNorm:
         copy_into(head, weight=at(tau))
         return found
 
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """None: lengths are not what they were trained to be."""
+        return Softmax(1.0, None)
+
 
 @dataclass(frozen=True)
 class ClassMeans:
@@ -210,12 +241,17 @@ class ClassMeans:
             copy_into(head, weight=2 * m, bias=-m.square().sum(1))
         return {}
 
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """None: distances were not trained to be one; cosines keep their scale."""
+        return Softmax(before.scale if self.by == "cosine" else 1.0, None)
+
 
 @dataclass(frozen=True)
 class LogitAdjust:
     """Logits minus tau log(n_c / N), of a classifier that is trained: post-hoc adjustment (Menon et al., ICLR 2021)."""
 
     tau: float | None = 1.0  # strength; none: the best of 0, 0.1 ... 2 on the validation half
+    scale: float | None = None  # what the loss multiplied cosines by, e.g. 30 for LDAM: a bare cosine head needs it
 
     @property
     def sweeps(self) -> bool:
@@ -227,13 +263,22 @@ class LogitAdjust:
         return "linear"
 
     def shape(self, head: nn.Module, classes: int) -> nn.Module:
-        """The head before with a shift; for a linear head the shift is its bias."""
+        """The head before with a shift; for a linear head the shift is its bias.
+
+        Raises ValueError for bare cosines without a scale: log shares are many times as large as any cosine.
+        """
+        core = innermost(head)
+        if self.scale is None and isinstance(core, Cosine) and core.scale == 1.0:
+            raise ValueError(
+                "start: logit-adjust shifts logits by log shares, and this head answers cosines, which the loss "
+                "multiplies: write what it multiplies them by, e.g. `scale: 30` after LDAM"
+            )
         return nn.Linear(*sizes(head)) if type(head) is nn.Linear else Shifted(deepcopy(head))
 
     @torch.no_grad()
     def fill(self, head: nn.Module, given: Given) -> dict[str, float]:
         """The head before, and the shift."""
-        log_prior = (given.counts / given.counts.sum()).log()  # [C]
+        log_prior = (given.counts / given.counts.sum()).log() / (self.scale or 1.0)  # [C], as cosines are
         tau, found = chosen(self.tau, given, lambda z, tau: given.before(z) - tau * log_prior)
         if isinstance(head, Shifted):
             taken_over(head, given.before)
@@ -242,6 +287,13 @@ class LogitAdjust:
             weight, bias = linear(given.before, "logit-adjust")
             copy_into(head, weight=weight, bias=bias - tau * log_prior)
         return found
+
+    def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
+        """Calibrated for the shares before over the data's to the power of tau."""
+        if before.log_prior is None:
+            return before
+        tau = found["tau"] if self.tau is None else self.tau
+        return before._replace(log_prior=(before.log_prior - tau * log_data).log_softmax(0))
 
 
 STARTS: dict[str, type] = {

@@ -1,7 +1,8 @@
 """Training: stages in, records out. The only training loop; the steps of its epochs are in epoch.py.
 
-What a step draws (order, augmentation, mixup, dropout) has an address, (seed, stage, epoch, step, position in the
-batch), and no state: a checkpoint is tensors and a place, and workers or processes change nothing that is drawn.
+What a step draws (order, augmentation, mixup, dropout) has an address, (seed, stage, epoch, step, place in it), and no
+state: a checkpoint is tensors and a place. Order and augmentation are drawn image by image, so workers, micro-batches
+and processes change nothing of them; partners of a mixture, dropout and noise are drawn by each of these for itself.
 """
 
 from __future__ import annotations

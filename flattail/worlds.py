@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .priors import PriorScores, prior, under
 from .rebuilt import restored
 from .recipe import Dataset, Recipe, built, from_tree
 from .sharp.shares import class_shares
-from .stage import Stage
+from .starts import Softmax
 
 # ---- images of unknown classes -----------------------------------------------------------------------------
 
@@ -88,7 +88,8 @@ def met(
     unknown = found(opened, Path(root), data)
     accelerator = accelerated(device, "fp32")
     model.to(accelerator.device)
-    flip, scale = (views or recipe.protocol.views) == "flip", scale_of(last_trained(recipe))
+    flip = (views or recipe.protocol.views) == "flip"
+    (scale, _), _ = softmax_of(recipe, data.counts, (runs.read(folder).scores or {}).get("starts", {}))
 
     def seen(half: Half) -> tuple[Seen, Tensor]:
         logits, y = logits_of(model, half, device=accelerator.device, flip=flip, workers=workers)
@@ -176,7 +177,10 @@ def under_priors(
     counts = torch.tensor(done.scores["counts"])
     asked = [prior(spec, counts, done.scores["names"]) for spec in specs]
     recipe = from_tree(done.recipe)
-    log_p, said = trained_prior(recipe, counts)
+    softmax, said = softmax_of(recipe, counts, done.scores.get("starts", {}))
+    if softmax.log_prior is None:
+        raise ValueError(f"{folder}: {said[-1]}, so there is nothing to correct for another prior: train it further")
+    log_p = softmax.log_prior
     if views is None:
         logits, y = (torch.from_numpy(a) for a in done.logits())
     else:
@@ -185,42 +189,38 @@ def under_priors(
         model.to(accelerator.device)
         logits, y = logits_of(model, data.test, device=accelerator.device, flip=views == "flip")
     groups = {name: torch.tensor(mask) for name, mask in done.scores["groups"].items()}
-    logits = scale_of(last_trained(recipe)) * logits
+    logits = softmax.scale * logits
     scores = [under(logits, y, q, log_p, groups=groups, name=spec) for spec, q in zip(specs, asked, strict=True)]
     return scores, said
 
 
-def trained_prior(recipe: Recipe, counts: Tensor) -> tuple[Tensor, list[str]]:
-    """The log prior [C] that a run's logits are calibrated for, and what is not known of it.
+def softmax_of(recipe: Recipe, counts: Tensor, found: Mapping[str, Mapping[str, float]]) -> tuple[Softmax, list[str]]:
+    """What the softmax of a run's logits is a probability of, and what is not known of it.
 
     That of the loss of the last stage that trains, given the class shares that the stage's sampler draws and its method
-    weighs.
+    weighs; then what starts have made of it since. `found`: what starts have found, by stage, as in `scores.json`.
     """
-    stage, said = last_trained(recipe), []
-    if not stage.epochs:
+    last = max((i for i, stage in enumerate(recipe.stages) if stage.epochs), default=-1)
+    stage, said = recipe.stages[max(last, 0)], []
+    if last < 0:
         said.append(
             "nothing was trained here: the correction is for the loss of this recipe, not of the run it begins from"
         )
-    if stage is not recipe.stages[-1]:
-        start = type(recipe.stages[-1].start).__name__
-        said.append(f"{start} changed the classifier after the last epoch: the correction is for the one before")
     log_prior = getattr(stage.loss, "log_prior", None)
     shares = getattr(stage.sampler, "shares", None)
     for value, known in ((stage.loss, log_prior), (stage.sampler, shares)):
         if known is None:
             said.append(f"{type(value).__name__} does not say which class prior it trains for: the data's is taken")
-    drawn = counts.double() / counts.sum() if shares is None else shares(counts, 1.0)
+    data = counts.double() / counts.sum()
+    drawn = data if shares is None else shares(counts, 1.0)
     shots = getattr(recipe.data, "shots", None)
     few = counts < 20 if shots is None else shots.group(counts).get("few", counts < 20)
     drawn = class_shares(stage.method, drawn, stage.batch, counts=counts, few=few)
-    return drawn.log() if log_prior is None else log_prior(counts, drawn=drawn), said
-
-
-def last_trained(recipe: Recipe) -> Stage:
-    """The last stage with an epoch; the first, if none has one."""
-    return next((stage for stage in reversed(recipe.stages) if stage.epochs), recipe.stages[0])
-
-
-def scale_of(stage: Stage) -> float:
-    """What the stage's loss multiplies logits by before its softmax: 1, but for losses on cosines."""
-    return getattr(stage.loss, "scale", 1.0)
+    softmax = Softmax(
+        getattr(stage.loss, "scale", 1.0), drawn.log() if log_prior is None else log_prior(counts, drawn=drawn)
+    )
+    for i, later in enumerate(recipe.stages[last + 1 :], last + 1):
+        before, softmax = softmax, later.start.after(softmax, data.log(), found.get(str(i), {}))
+        if softmax.log_prior is None and before.log_prior is not None:
+            said.append(f"{type(later.start).__name__} left logits whose softmax is no probability")
+    return softmax, said

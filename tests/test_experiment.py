@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from small import DIGITS, digits
+from torch import nn
 
 from flattail import evaluate, runs
 from flattail.experiment import build, load, run, scored, start_tracker, tracked, warnings
@@ -513,3 +514,97 @@ def test_a_test_half_without_images_of_a_class_is_told(tmp_path):
     assert plain(folder / "scores.json")["warnings"] == [
         "the test half has no image of 1: means are over the other classes"
     ]
+
+
+def test_mended_scores_keep_what_starts_found_and_the_best_on_test(tmp_path):
+    stages = [{"epochs": 1}, {"epochs": 0, "start": {"name": "tau-norm", "tau": 0.7}}]
+    folder = run(from_tree(DIGITS | {"stages": stages}), out=tmp_path, device="cpu", watch=True)
+    before = plain(folder / "scores.json")
+    assert before["starts"] == {"1": {"tau": 0.7}} and before["best_on_test"]["epoch"] == 0
+    (folder / "scores.json").write_text("{")
+    scored(folder, root=tmp_path, device="cpu")
+    assert plain(folder / "scores.json") == before
+
+
+# -- data that have changed since ----------------------------------------------------------------------------------
+
+
+def test_images_that_changed_since_training_are_refused(tmp_path):
+    """Else what a model was trained on would stand among what it is tested on."""
+    rng = np.random.default_rng(0)
+
+    def written(n):
+        for part, y in {"train": [0] * n + [1] * 10, "test": [0, 1] * 6}.items():
+            images[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
+            images[f"{part}_labels"] = np.array(y)
+        np.savez(tmp_path / "d.npz", **images)
+
+    images = {}
+    written(20)
+    recipe = from_tree(DIGITS | {"data": "npz:d.npz", "stages": [{"epochs": 2, "batch": 16}]})
+    folder = run(recipe, out=tmp_path, root=tmp_path, device="cpu")
+
+    def stopped(row):
+        if row["epoch"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out=tmp_path, label="stopped", root=tmp_path, device="cpu", on_epoch=stopped, every=0)
+    written(21)
+    assert scored(folder, root=tmp_path).to_json() == plain(folder / "scores.json")["scores"]  # of its logits
+    with pytest.raises(ValueError, match="was trained on other images than those that are there now"):
+        scored(folder, views="one", root=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="a checkpoint of another recipe, or of other images"):
+        run(recipe, out=tmp_path, label="stopped", root=tmp_path, device="cpu", resume=True)
+
+
+# -- models with ways of their own ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tied:
+    """Two convolutions that share a weight."""
+
+    head = "linear"
+
+    def build(self, classes, channels=1):
+        one, two = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        two.weight = one.weight
+        return Split(nn.Sequential(one, two, nn.Flatten()), nn.Linear(64 * channels, classes))
+
+
+def test_a_model_that_shares_a_weight_is_kept_and_read_again(tmp_path):
+    recipe = Recipe(digits().data, Tied(), (Stage(1),))
+    folder = run(recipe, out=tmp_path, device="cpu")
+    state = load_file(folder / "model.safetensors")
+    assert torch.equal(state["backbone.0.weight"], state["backbone.1.weight"])
+    again = Tied().build(10)
+    again.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """BatchNorm on a single value per image and channel."""
+
+    head = "linear"
+
+    def build(self, classes, channels=1):
+        backbone = nn.Sequential(nn.Conv2d(channels, 4, 8), nn.BatchNorm2d(4), nn.Flatten())
+        return Split(backbone, nn.Linear(4, classes))
+
+
+def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp_path):
+    def recipe(**how):  # 417 images
+        return Recipe(digits().data, Pooled(), (Stage(1, batch=104, **how),))
+
+    with pytest.raises(ValueError, match=r"recipe\.stages\[0\]: a batch.*has a single image.*drop_last: true"):
+        run(recipe(), out=tmp_path, device="cpu")
+    assert not any(tmp_path.iterdir())
+    assert run(recipe(drop_last=True), out=tmp_path, device="cpu").exists()
+
+
+def test_a_pattern_that_spectral_norm_hides_is_refused_before_anything_is_written(tmp_path):
+    stage = {"epochs": 1, "method": "sam", "only": r"^head\.weight$", "constraint": "spectral-norm"}
+    with pytest.raises(ValueError, match=r"recipe\.stages\[0\]: no trainable parameter has .*parametrizations"):
+        run(from_tree(DIGITS | {"stages": [stage]}), out=tmp_path, device="cpu")
+    assert not any(tmp_path.iterdir())

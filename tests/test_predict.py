@@ -27,7 +27,7 @@ from flattail.data.pictures import Preparation, found
 from flattail.experiment import run
 from flattail.predict import Answer, Unreadable, predict, processes
 from flattail.recipe import from_tree
-from flattail.worlds import trained_prior
+from flattail.worlds import softmax_of
 
 ONE = {"epochs": 1, "batch": 64}
 
@@ -211,7 +211,7 @@ def test_probabilities_are_the_softmax_under_the_prior_trained_for_or_asked_for(
     o = own_logits(home)[:50].double()
     plain, flat = ([a.probabilities for a in predict(of, files, under=q, device="cpu")] for q in (None, "uniform"))
     torch.testing.assert_close(torch.stack(plain), o.softmax(1), rtol=0, atol=1e-5)
-    log_p = trained_prior(of.recipe, of.counts)[0]
+    log_p = softmax_of(of.recipe, of.counts, {})[0].log_prior
     torch.testing.assert_close(torch.stack(flat), (o - log_p).softmax(1), rtol=0, atol=1e-5)
     only = tmp_path / "q.json"
     only.write_text(json.dumps([0] * 9 + [1]))

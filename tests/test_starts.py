@@ -126,13 +126,20 @@ def test_class_means_by_distance_have_the_softmax_of_minus_the_squared_distances
     assert type(made) is nn.Linear
 
 
-@pytest.mark.parametrize("kind", ["linear", "no bias", "cosine"])
-def test_logit_adjustment_subtracts_the_log_prior(kind):
-    before = head(kind)
-    made, found = filled(LogitAdjust(1.5), before)
+@pytest.mark.parametrize(("kind", "scale"), [("linear", None), ("no bias", None), ("cosine", 30.0)])
+def test_logit_adjustment_subtracts_the_log_prior(kind, scale):
+    """From cosines a part of it, so that all of it is gone once the loss's scale is multiplied in."""
+    before, factor = head(kind), scale or 1.0
+    made, found = filled(LogitAdjust(1.5, scale), before)
     z, _ = features()
-    torch.testing.assert_close(made(z), before(z) - 1.5 * (COUNTS / 93).log())
+    torch.testing.assert_close(factor * made(z), factor * before(z) - 1.5 * (COUNTS / 93).log())
     assert found == {"tau": 1.5} and (type(made) is nn.Linear) == (kind != "cosine")
+
+
+def test_logit_adjustment_of_bare_cosines_needs_their_scale():
+    with pytest.raises(ValueError, match=r"write what it multiplies them by, e\.g\. `scale: 30` after LDAM"):
+        LogitAdjust().shape(head("cosine"), C)
+    assert LogitAdjust().shape(Cosine(D, C, scale=25.0), C).inner.scale == 25.0
 
 
 def test_logit_adjustment_at_full_strength_turns_a_posterior_into_that_of_a_uniform_prior():

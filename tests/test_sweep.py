@@ -640,6 +640,29 @@ def test_stages_that_begin_from_a_run_need_one_on_all_images():
         examined(sweep(recipe_=from_tree(first)), root=Path(), device="cpu", final=True)
 
 
+def test_a_start_that_chooses_by_itself_is_refused():
+    """Its tau would be chosen on the images that judge the trial."""
+    stages = [{"epochs": 1}, {"epochs": 0, "start": {"name": "tau-norm", "tau": None}}]
+    tau = sweep("stages.0.optim.lr=0.05,0.1", recipe_=from_tree(to_tree(recipe()) | {"stages": stages}))
+    with pytest.raises(
+        ValueError, match=r"recipe\.stages\[1\]\.start: chooses tau .*--over stages\.1\.start\.tau=0,0\.5,1"
+    ):
+        examined(tau, root=Path(), device="cpu", final=True)
+    chosen = sweep("stages.1.start.tau=0,1", recipe_=from_tree(to_tree(recipe()) | {"stages": stages}))
+    assert examined(chosen, root=Path(), device="cpu", final=True).images
+
+
+def test_a_score_without_validation_images_is_refused(tmp_path):
+    rng, images = np.random.default_rng(0), {}
+    for part, y in {"train": [0] * 120 + [1] * 60 + [2] * 8, "val": [0, 1] * 4, "test": [0, 1, 2]}.items():
+        images[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
+        images[f"{part}_labels"] = np.array(y)
+    np.savez(tmp_path / "d.npz", **images)
+    few = sweep(recipe_=from_tree(to_tree(recipe()) | {"data": "npz:d.npz"}), validation=0.0, score="few")
+    with pytest.raises(ValueError, match=r"--score few: .* no validation image of them"):
+        examined(few, root=tmp_path, device="cpu", final=True)
+
+
 def test_points_that_the_model_cannot_train_and_processes_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"stages\.\*\.only = nothing: .*no trainable parameter has 'nothing'"):
         examined(sweep("stages.*.only=null,nothing"), root=Path(), device="cpu", final=True)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from small import DIGITS
 
 from flattail import evaluate, runs
@@ -18,7 +19,7 @@ from flattail.openset import RULES, OpenScores, Seen, open_scores, prototypes, t
 from flattail.priors import under
 from flattail.rebuilt import restored
 from flattail.recipe import from_tree
-from flattail.worlds import entry, fixed_thresholds, found, met, trained_prior, under_priors
+from flattail.worlds import entry, fixed_thresholds, found, met, softmax_of, under_priors
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +194,7 @@ def test_priors_of_a_run(done):
 def prior_of(*stages, counts=(70, 20, 10)):
     data = {"name": "digits-lt", "shots": "strict"}  # a rule for any number of classes
     recipe = from_tree(DIGITS | {"data": data, "stages": [{"epochs": 1} | stage for stage in stages]})
-    log_p, said = trained_prior(recipe, torch.tensor(counts))
+    (_, log_p), said = softmax_of(recipe, torch.tensor(counts), {})
     return log_p.exp().tolist(), said
 
 
@@ -220,10 +221,48 @@ def test_the_prior_of_a_method_that_weighs_classes():
     assert prior_of({"method": "sam"})[0] == pytest.approx([0.7, 0.2, 0.1], rel=1e-12)
 
 
-def test_a_classifier_changed_afterwards_is_told():
-    log_p, said = prior_of({}, {"epochs": 0, "start": "tau-norm"})
-    assert log_p == pytest.approx([0.7, 0.2, 0.1])
-    assert said == ["TauNorm changed the classifier after the last epoch: the correction is for the one before"]
+@pytest.mark.parametrize(
+    ("first", "start", "expected"),
+    [
+        ("ce", {"name": "logit-adjust", "tau": 1.0}, (1, [1 / 3] * 3)),
+        ("ce", {"name": "logit-adjust", "tau": 0.0}, (1, [0.7, 0.2, 0.1])),
+        ("ce", "scales", (1, [0.7, 0.2, 0.1])),
+        ("ce", "disalign", (1, [0.7, 0.2, 0.1])),
+        ("ce", {"name": "tau-norm", "tau": 1.0}, (1, None)),
+        ("ce", "class-means", (1, None)),
+        ("ldam", "class-means", (30, None)),
+        ("ldam", {"name": "class-means", "by": "euclidean"}, (1, None)),
+        ("ldam", {"name": "logit-adjust", "scale": 30.0}, (30, [1 / 3] * 3)),
+    ],
+)
+def test_what_a_start_without_epochs_makes_of_the_softmax(first, start, expected):
+    data, head = {"name": "digits-lt", "shots": "strict"}, {"ldam": "cosine"}.get(first, "linear")
+    stages = [{"epochs": 1, "loss": first}, {"epochs": 0, "start": start}]
+    recipe = from_tree({"data": data, "model": {"name": "resnet8", "head": head}, "stages": stages})
+    (scale, log_p), said = softmax_of(recipe, torch.tensor([70, 20, 10]), {})
+    assert (scale, log_p is None) == (expected[0], expected[1] is None)
+    if log_p is None:
+        assert said[-1].endswith("left logits whose softmax is no probability")
+    else:
+        assert log_p.exp().tolist() == pytest.approx(expected[1])
+
+
+def test_a_tau_that_was_found_is_that_of_the_prior():
+    recipe = from_tree(
+        DIGITS | {"stages": [{"epochs": 1}, {"epochs": 0, "start": {"name": "logit-adjust", "tau": None}}]}
+    )
+    counts = torch.tensor([70, 20, 10] + [1] * 7)
+    (_, log_p), _ = softmax_of(recipe, counts, {"1": {"tau": 0.5}})
+    expected = (0.5 * (counts / counts.sum()).log()).softmax(0)
+    assert log_p.exp().tolist() == pytest.approx(expected.tolist())
+
+
+def test_other_priors_need_a_softmax_that_is_a_probability(done, tmp_path):
+    tree = yaml.safe_load((done / "recipe.yaml").read_text())
+    tree["stages"].append({"epochs": 0, "start": "class-means"})
+    (done / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ValueError, match="ClassMeans left logits whose softmax is no probability, so there is nothing"):
+        under_priors(done, ["uniform"])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -107,12 +107,39 @@ class Reversed:
         return shares(torch.where(n > 0, 1 / n.clamp(min=1), 0.0))
 
 
+@dataclass(frozen=True)
+class EffectiveNumber:
+    """Samples drawn by one over their class's effective number, with replacement: "Resample" of LDAM-DRW's code.
+
+    (1 - beta) / (1 - beta^n_c) each (Cui et al., CVPR 2019); there the sampler is made and never used.
+    """
+
+    beta: float = 0.9999  # 0: as the data are; towards 1: every class alike
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta: a share in [0, 1), e.g. 0.9999, and not {self.beta}")
+
+    def __call__(
+        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
+    ) -> list[Tensor]:
+        """One epoch of index batches."""
+        return batches(drawn(y, self.shares(torch.bincount(y), progress), generator), batch, drop_last)
+
+    def shares(self, counts: Tensor, progress: float) -> Tensor:
+        """Shares [C] by size over effective number."""
+        n = counts.double()
+        effective = (1 - self.beta**n) / (1 - self.beta)
+        return shares(torch.where(n > 0, n / effective.clamp(min=1), 0.0))
+
+
 SAMPLERS = {
     "uniform": Uniform,
     "balanced": Balanced,
     "square-root": SquareRoot,
     "progressive": Progressive,
     "reversed": Reversed,
+    "effective-number": EffectiveNumber,
 }
 
 

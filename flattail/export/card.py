@@ -57,6 +57,7 @@ def card(of: Classifier, written: Mapping[str, tuple[str, float]]) -> str:
         flip=of.flip,
         scale=of.scale,
         doubts=of.doubts,
+        calibrated=of.log_prior is not None,
         written=written,
         scores=said["scores"],
         chosen=CHOSEN.get(said.get("selection", ""), CHOSEN["imported"]),

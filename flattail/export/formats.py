@@ -110,7 +110,8 @@ def quiet() -> Iterator[None]:
 
 def write_safetensors(given: Given, path: Path) -> None:
     """The weights, under the names of the run's own; `config.json` beside them says what they belong to."""
-    tensors = {name: t.contiguous().cpu() for name, t in given.program.model.state_dict().items()}
+    state = given.program.model.state_dict()
+    tensors = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     runs.write_bytes(path, save(tensors, metadata={"format": "pt"}))
 
 

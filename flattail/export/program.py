@@ -70,7 +70,7 @@ def config(of: Classifier) -> dict[str, Any]:
         "classes": list(of.names),
         "counts": of.counts.tolist(),
         "groups": {name: mask.nonzero()[:, 0].tolist() for name, mask in of.groups.items()},
-        "class_prior": of.log_prior.exp().tolist(),
+        "class_prior": None if of.log_prior is None else of.log_prior.exp().tolist(),
     }
 
 

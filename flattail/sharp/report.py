@@ -115,7 +115,8 @@ class Report:
         said = []
         lost = int(self._lost)
         if lost:
-            said.append(f"{lost} of {self.steps} steps were not finite: a loss, at w or displaced, or a slope was not")
+            what = "a loss, at w or displaced, or a slope was NaN or infinite"
+            said.append(f"{lost} of {self.steps} steps were not finite: {what}")
         if self.steps > lost and not any(r.active > 0 for r in rows.values()) and self.method != "ERM":
             said.append(f"{self.method} never moved the weights in {self.steps} steps: it trained as plain ERM")
         return said + [remark for name, row in rows.items() if (remark := doubt(name, row.radius))]

@@ -61,11 +61,18 @@ def possible(sweep: Sweep, alike: Sequence[Point], root: Path, seed: int) -> Apa
     """What is kept apart where all of these points, which share data and model, can be trained; else ValueError."""
     first = sweep.at(alike[0])
     data = halves(first, root, seed)
-    if not groups(first, data).get(sweep.score, range(data.classes)):
-        raise ValueError(f"--score {sweep.score}: {data.title} has no such classes")
+    there = torch.bincount(data.test.y, minlength=data.classes)
+    if not there[list(groups(first, data).get(sweep.score, range(data.classes)))].any():
+        raise ValueError(f"--score {sweep.score}: {data.title} has no such classes, or no validation image of them")
     with torch.random.fork_rng():
         model = begin(first, data, seed).model
     for point in alike:
+        for i, stage in enumerate(sweep.at(point).stages):
+            if stage.start.sweeps:
+                raise ValueError(
+                    f"recipe.stages[{i}].start: chooses tau on the images that a sweep judges by: let the sweep choose "
+                    f"it (--over stages.{i}.start.tau=0,0.5,1), or write one"
+                )
         try:
             refuse_impossible(sweep.at(point), data, model)
         except RecipeError:

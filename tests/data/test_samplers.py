@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flattail.data.profile import long_tail
-from flattail.data.samplers import SAMPLERS, Balanced, Progressive, Reversed, SquareRoot, Uniform
+from flattail.data.samplers import SAMPLERS, Balanced, EffectiveNumber, Progressive, Reversed, SquareRoot, Uniform
 
 COUNTS = long_tail("exponential", 3000, 6, 50)
 Y = torch.arange(6).repeat_interleave(COUNTS)[torch.randperm(int(COUNTS.sum()))]
@@ -81,3 +81,16 @@ def test_samples_of_a_class_are_alike():
     seen = torch.bincount(order, minlength=len(Y))[Y == 5].double()  # the rarest class, drawn often
     assert seen.min() > 0
     assert seen.var() / seen.mean() < 2  # Poisson: 1
+
+
+def test_effective_numbers_stand_between_the_data_and_equal_classes():
+    counts = torch.tensor([5000, 500, 50, 0])
+    n, beta = counts.double()[:3], 0.9999
+    expected = n * (1 - beta) / (1 - beta**n)
+    found = EffectiveNumber().shares(counts, 0.0)
+    assert torch.allclose(found[:3], expected / expected.sum()) and found[3] == 0
+    assert torch.allclose(EffectiveNumber(0.0).shares(counts, 0.0), counts / counts.sum().double())
+    near = EffectiveNumber(1 - 1e-9).shares(counts, 0.0)
+    assert torch.allclose(near[:3], torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-4)
+    with pytest.raises(ValueError, match="beta: a share"):
+        EffectiveNumber(1.0)

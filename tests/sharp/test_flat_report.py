@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import CLASSES, COUNTS, SAMPLES, closure, data, flat, mlp
 
 from flattail.sharp import CCSAM, ERM, LPFSGD, SAM, SSESAM, Every, ImbSAM, Window
@@ -135,9 +136,13 @@ def test_steps_that_are_not_finite_are_no_steps_that_never_moved():
     aware = flat(model, SAM(rho=0.1))
     for _ in range(2):
         aware.backward(lambda: closure(model, x, y)() * torch.nan, y)
-    assert aware.report.warnings == ["2 of 2 steps were not finite: a loss or a slope was NaN or infinite"]
+    assert aware.report.warnings == [
+        "2 of 2 steps were not finite: a loss, at w or displaced, or a slope was NaN or infinite"
+    ]
     aware.backward(closure(model, x, y), y)
-    assert aware.report.warnings == ["2 of 3 steps were not finite: a loss or a slope was NaN or infinite"]
+    assert aware.report.warnings == [
+        "2 of 3 steps were not finite: a loss, at w or displaced, or a slope was NaN or infinite"
+    ]
 
 
 def test_a_term_that_nobody_looks_at_from_w_has_no_gap():
@@ -153,3 +158,26 @@ def test_the_cosine_of_a_pair_has_one_name():
     for progress in (0.1, 0.9):
         aware.backward(closure(model, x, y), y, progress=progress)
     assert [*aware.report.cosines] == ["head ~ tail"]
+
+
+@pytest.mark.parametrize("method", [SAM(0.5), CCSAM(scale=1.0, cap=math.inf)])
+def test_a_loss_that_is_not_finite_away_from_w_is_seen(method):
+    """At w all is well; the report counts the step as lost, and `check` raises."""
+    model, (x, y) = mlp(), data()
+    at_w = [p.detach().clone() for p in model.head.parameters()]
+
+    def losses():
+        z = model(x)
+        there = (z - still).abs().max() > 0
+        return F.cross_entropy(z, y, reduction="none") * torch.where(there, torch.nan, 1.0)
+
+    still = model(x).detach()
+    aware = flat(model, method)
+    aware.backward(losses, y)
+    assert not aware.outcome.finite and torch.isfinite(aware.outcome.loss)
+    assert "1 of 1 steps were not finite" in aware.report.warnings[0]
+    (row,) = aware.report.terms.values()
+    assert math.isnan(row.gap) and row.active == 1
+    assert all(torch.equal(p, w) for p, w in zip(model.head.parameters(), at_w, strict=True))
+    with pytest.raises(FloatingPointError, match="a loss, at w or displaced, or a slope is not finite"):
+        flat(model, method, check=True).backward(losses, y)

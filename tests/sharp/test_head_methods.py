@@ -236,7 +236,7 @@ SHARED = {"dropout": lambda: nn.Dropout(0.5), "batchnorm": lambda: nn.BatchNorm1
 @pytest.mark.parametrize("shared", SHARED)
 @pytest.mark.parametrize("average", ["samples", "classes"])
 def test_a_head_whose_samples_share_something_has_them_together(shared, average):
-    """Dropout or BatchNorm in the head: the batch goes through every class's head, under the masks of the plain look."""
+    """Dropout or BatchNorm in the head: the whole batch goes through every class's head, under the same masks."""
     torch.manual_seed(0)
     head = nn.Sequential(SHARED[shared](), nn.Linear(8, CLASSES))
     model, (x, y) = Pair(nn.Sequential(nn.Linear(5, 8), nn.Tanh()), head).double(), data()
