@@ -26,9 +26,9 @@ ORDER = (
 THEIRS = {  # our row -> the recipe there, where its name differs
     "ccsam": "ccsam-stage1", "ccsam-2": "ccsam", "imbsam": "r34-ce-imbsam", "ssesam": "r34-ce-ssesam",
 }  # fmt: skip
-WITHOUT = {  # our row -> the same without the climb
+WITHOUT = {  # our row -> the same without its climb, or without its second stage
     "ce-sam": "ce", "ce-drw-sam": "ce-drw", "ldam-drw-sam": "ldam-drw", "vs-sam": "vs", "imbsam": "ce", "ssesam": "ce",
-    "focalsam": "ce", "ccsam": "ce-classes",
+    "focalsam": "ce", "ccsam": "ce-classes", "ccsam-2": "ccsam", "mislas": "ce-mixup", "crt": "ce", "ccsam-crt": "ccsam",
 }  # fmt: skip
 BEST = (
     "Last epoch; best epoch on test is what choosing by the test set would have reported, of the runs that were "
@@ -85,7 +85,7 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
     sizes = ", ".join(f"{group} {size(rows, group)}" for group in GROUPS[:-1])
     out += [
         "", *wrapped(f"{SEEDS} {BEST} Classes by frequency: {sizes}; all is the mean over classes."), "",
-        "**What the climb adds**", "",
+        "**What the climb, or the second stage, adds**", "",
         f"| beside the same without it | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}",
     ]  # fmt: skip
     for name, seeds in rows.items():
