@@ -28,7 +28,8 @@ THEIRS = {  # our row -> the recipe there, where its name differs
 }  # fmt: skip
 WITHOUT = {  # our row -> the same without its climb, or without its second stage
     "ce-sam": "ce", "ce-drw-sam": "ce-drw", "ldam-drw-sam": "ldam-drw", "vs-sam": "vs", "imbsam": "ce", "ssesam": "ce",
-    "focalsam": "ce", "ccsam": "ce-classes", "ccsam-2": "ccsam", "mislas": "ce-mixup", "crt": "ce", "ccsam-crt": "ccsam",
+    "focalsam": "ce", "ccsam": "ce-classes", "ccsam-2": "ccsam", "ccsam-crt": "ccsam", "mislas": "ce-mixup",
+    "crt": "ce",
 }  # fmt: skip
 BEST = (
     "Last epoch; best epoch on test is what choosing by the test set would have reported, of the runs that were "
