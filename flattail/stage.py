@@ -162,8 +162,12 @@ def set_mode(model: nn.Module, stage: Stage) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, epoch: float, epochs: int) -> float:
-    """The learning rate of this moment, times the factor of each group; returns it without."""
-    rate = stage.optim.lr * stage.schedule(epoch, epochs)
+    """The learning rate of this moment, times the factor of each group; returns it without.
+
+    A warm-up gives an epoch the rate of its end, as published; by the step it runs through the epoch, from its start.
+    """
+    warm = epoch < getattr(stage.schedule, "warmup", 0.0) * epochs
+    rate = stage.optim.lr * stage.schedule(epoch - 1 if warm and stage.clock == "step" else epoch, epochs)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate

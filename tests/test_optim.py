@@ -111,3 +111,17 @@ def test_every_group_gets_the_rate_times_its_factor():
     optimizer = stage.optim.build(groups)
     assert set_rate(optimizer, stage, 5, 10) == pytest.approx(0.1)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.0])
+
+
+@pytest.mark.parametrize("schedule", [Cosine(warmup=0.1), Multistep(warmup=0.1)])
+def test_a_warm_up_by_the_step_runs_from_nothing_to_the_full_rate(schedule):
+    """And one by the epoch gives an epoch the rate of its end."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.param_groups[0]["factor"] = 1.0
+
+    def rates(clock, *epochs):
+        stage = Stage(20, optim=SGD(1.0), schedule=schedule, clock=clock)
+        return [set_rate(optimizer, stage, epoch, 20) for epoch in epochs]
+
+    assert rates("step", 0, 0.5, 1, 1.5, 2) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0], abs=1e-12)
+    assert rates("epoch", 0, 1, 2) == pytest.approx([0.5, 1.0, 1.0])
