@@ -59,8 +59,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file (UTF-8) whole or not at all."""
-    write_bytes(path, content.encode())
+    """Write a text file (UTF-8) whole or not at all; bytes of a path that are no UTF-8 are spelled as in JSON."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

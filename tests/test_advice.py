@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 
@@ -294,6 +295,9 @@ def test_a_look(tmp_path):
     assert (look(tmp_path / "two").test, look(tmp_path / "two").counts) == ("val", (2, 3))
     photos(tmp_path / "three", {"cat": 2, "dog": 3}, parts=("train", "val", "test"))
     assert look(tmp_path / "three").test == "test"
+    for name, parts in {"four": ("Train", "Test"), "five": ("TRAINING", "Dev"), "six": ("train", "eval")}.items():
+        photos(tmp_path / name, {"cat": 2, "dog": 3}, parts=parts)
+        assert (look(tmp_path / name).test, look(tmp_path / name).counts) == (parts[1], (2, 3))
     photos(tmp_path / "one", {"cat": 2, "dog": 3}, parts=("train",))
     assert (look(tmp_path / "one").name, look(tmp_path / "one").path) == ("one", str(tmp_path / "one" / "train"))
 
@@ -323,6 +327,10 @@ def stranger(top):
     photos(top / "test", {"cat": 2, "cow": 2})
 
 
+def folds(top):
+    photos(top, {"cat": 2, "dog": 2}, parts=("one", "two"))
+
+
 def damaged(top):
     photos(top, {"cat": 3, "dog": 3})
     (top / "cat" / "0.png").write_bytes(b"no image at all")
@@ -341,6 +349,7 @@ BAD = [
     (hollow, ["pets/bat, ", "pets/owl hold no image", "or remove the folders"]),
     (tiny, ["pets/dog, ", "pets/owl hold one image, which cannot be both trained and tested on"]),
     (stranger, ["cow not among the 2 classes"]),
+    (folds, ["one, two hold folders of the same names, cat, dog", "call them train/ and test/"]),
     (
         damaged,
         ["2 of 6 image files cannot be read", "cat/0.png (UnidentifiedImageError", "dog/2.png (", "move them out"],
@@ -453,6 +462,23 @@ def test_balanced_photos_are_trained_once_and_plainly(bare, monkeypatch):
     assert "from CE" not in said and not (bare / "runs/pets/plain.yaml").exists()
     assert sum(read(bare / "runs/pets/chosen/0").scores["counts"]) == 36
     assert "report: " in said
+
+
+def test_a_class_whose_name_is_no_utf8_is_trained_reported_and_predicted(bare):
+    photos(bare / "pets", {"cat": 12, "dog": 6})
+    latin = os.fsencode(bare / "pets") + b"/caf\xe9"
+    try:
+        os.rename(bare / "pets" / "cat", latin)  # noqa: PTH104  (a path of bytes)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    said = asked("train", "--data", "pets", *SMALL)
+    assert "12 of 'caf\\\\xe9' to 6 of 'dog'" in said and re.search(r"^caf\\xe9 +8 +4 +", said, re.M)
+    run = bare / "runs/pets/chosen/0"
+    assert read(run).scores["names"] == ["caf\\xe9", "dog"]
+    assert "caf\\xe9" in (bare / "runs/pets/report.html").read_text(encoding="utf-8")
+    lines = asked("predict", run, "pets", "--device", "cpu").splitlines()
+    assert len(lines) == 1 + 18 and {line.split(",")[1] for line in lines[1:]} <= {"caf\\xe9", "dog"}
+    assert "(caf\\xe9, dog)" in asked("evaluate", run, "--open", "pets", "--device", "cpu")
 
 
 # -- what is said in the end -------------------------------------------------------------------------------------

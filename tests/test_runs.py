@@ -94,6 +94,12 @@ def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     assert happened == ["file", "replace", "folder"]
 
 
+def test_paths_that_are_no_utf8_are_written_as_json_spells_them(tmp_path):
+    path = os.fsdecode(b"/caf\xe9")
+    runs.write_json(tmp_path / "a.json", {"path": path, path: [path, "ä"]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": path, path: [path, "ä"]}
+
+
 def test_json_has_null_for_what_is_not_finite(tmp_path):
     value = {"a": float("nan"), "b": np.array([[1.5, np.inf]]), 3: (np.float32(0.25), np.int64(2)), "c": "ä"}
     runs.write_json(tmp_path / "x.json", value)

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..data.folder import HALVES, Folder, hidden, images, listed
+from ..data.folder import TESTED, TRAINED, Folder, called, folders, images, listed, visible
 from ..data.folder_images import read, upright
+from ..data.reading import printable
 from .pretrained import Pretrained, there
 
 
@@ -61,21 +62,21 @@ def place(data: Path) -> tuple[str, Path, str | None]:
         raise FileNotFoundError(f"--data {data}: no such folder")
     if not top.name:
         raise ValueError(f"--data {data} has no name: give the folder that holds a folder of images for each class")
-    name, test, folders = top.name, None, [f for f in top.iterdir() if f.is_dir() and not hidden(f)]
-    if (top / "train").is_dir() and any(f.is_dir() for f in (top / "train").iterdir()):
-        test = next((half for half in HALVES if (top / half).is_dir()), None)
-        if test is None and len(folders) == 1:
-            top = top / "train"
-        folders = [f for f in (top / "train" if test else top).iterdir() if f.is_dir() and not hidden(f)]
-    if not folders:
+    name, test, classes = printable(top.name), None, folders(top)
+    if train := [half for half in called(top, TRAINED) if folders(half)]:
+        test = next((half.name for half in called(top, TESTED)), None)
+        if test is None and len(classes) == 1:
+            top = train[0]
+        classes = folders(train[0] if test else top)
+    if not classes:
         loose = len(images(top))
         said = (
             f"{loose:,} images lie in it, but no folders" if loose else "there is neither a folder nor an image in it"
         )
         raise ValueError(f"--data {data}: {said}: expected {data}/<class>/<image>, one folder for each class")
-    if len(folders) == 1:
+    if len(classes) == 1:
         raise ValueError(
-            f"--data {data} has one class, {folders[0].name!r}, and nothing to tell it from: "
+            f"--data {data} has one class, {classes[0].name!r}, and nothing to tell it from: "
             "add a folder for each other class"
         )
     return name, top, test
@@ -120,8 +121,8 @@ def shorter_side(path: str) -> int:
 
 def strangers(top: Path) -> tuple[tuple[str, int], ...]:
     """Files at or below a folder that are no images that can be read: how many of each suffix, most frequent first."""
-    others = (f for f in top.rglob("*") if f.is_file() and not hidden(f) and f.suffix.lower() not in IMG_EXTENSIONS)
-    return tuple(Counter(f.suffix.lower() or "no suffix" for f in others).most_common())
+    others = (f.suffix.lower() for f in visible(top) if f.suffix.lower() not in IMG_EXTENSIONS)
+    return tuple(Counter(printable(suffix) or "no suffix" for suffix in others).most_common())
 
 
 def machine(device: str | None, *, fetch: bool = False) -> Machine:

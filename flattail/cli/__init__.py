@@ -5,6 +5,8 @@ Torch comes only when there is work.
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -43,6 +45,8 @@ def start(
     ] = False,
 ) -> None:
     """Flat minima for the tail: sharpness-aware training and analysis for long-tailed recognition."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 are printed as they are
 
 
 app.command("list")(list_)

@@ -17,7 +17,7 @@ from flattail.data.folder import Folder
 from flattail.data.listed import ImageNetLT, INat18, Listed, PlacesLT, not_there, read_list
 from flattail.data.longtail import LongTail
 from flattail.data.profile import factor_of, fingerprint
-from flattail.data.reading import opened
+from flattail.data.reading import opened, printable
 from flattail.data.streamed import Files
 
 NAMED = 20  # files and classes that a finding names
@@ -268,4 +268,4 @@ def finding(what: str, which: Sequence[str], root: Path | None = None) -> Findin
 
 def relative(path: str, root: Path) -> str:
     """A path as seen from the root of the data."""
-    return path.removeprefix(f"{root}/")
+    return printable(path.removeprefix(f"{root}/"))

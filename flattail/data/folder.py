@@ -1,6 +1,7 @@
 """Images in one folder per class: `path/train/<class>/…` and `path/test/<class>/…`, or one tree, split."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,10 @@ from flattail.data.addressed import address, seeds
 from flattail.data.folder_images import Held, Photographs
 from flattail.data.longtail import LongTail, assembled
 from flattail.data.profile import STRICT, Shots
-from flattail.data.reading import Broken
+from flattail.data.reading import Broken, printable
 
-HALVES = ("test", "val", "valid", "validation")  # folders beside train/ that are tested on, the first that is there
+TRAINED = ("train", "training")  # folders that are halves of a data set in whatever case, the first that is there
+TESTED = ("test", "testing", "val", "valid", "validation", "eval", "dev")  # beside them
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,20 @@ class Folder:
         (train, y), (test, test_y), names = self.files(root)
         halves = kind(train, y, self.size, broken=self.broken), kind(test, test_y, self.size, broken=self.broken)
         kept = [Path(path).relative_to(top).as_posix() for path in train]
-        return assembled(*halves, names=names, shots=self.shots, title=top.name, kept=kept)
+        return assembled(*halves, names=names, shots=self.shots, title=printable(top.name), kept=kept)
 
     def files(self, root: Path) -> tuple[tuple[list[str], Tensor], tuple[list[str], Tensor], list[str]]:
         """Files and labels [N] of the training half, the same of the test half, and the classes [C]; none is opened."""
         top = Path(root) / self.path
         if isinstance(self.test, str):
-            train, y, names = tree(top / "train", f"or set test to a share, e.g. 0.2, to split {top} itself")
-            test, test_y, test_names = tree(top / self.test, "or name the test folder that is there")
+            trained_on = next(iter(called(top, TRAINED)), top / "train")
+            tested_on = next(iter(called(top, (self.test, self.test.lower()))), top / self.test)
+            train, y, names = tree(trained_on, f"or set test to a share, e.g. 0.2, to split {top} itself")
+            test, test_y, test_names = tree(tested_on, "or name the test folder that is there")
             if unknown := sorted(set(test_names) - set(names)):
                 raise ValueError(
-                    f"{top / self.test}: {', '.join(unknown[:5])} not among the {len(names)} classes of "
-                    f"{top / 'train'}: rename or remove these folders"
+                    f"{tested_on}: {', '.join(unknown[:5])} not among the {len(names)} classes of "
+                    f"{trained_on}: rename or remove these folders"
                 )
             return (train, y), (test, torch.tensor([names.index(name) for name in test_names])[test_y]), names
         refuse_halves(top)
@@ -64,41 +68,77 @@ class Folder:
 
 
 def refuse_halves(top: Path) -> None:
-    """Raise ValueError for a tree whose folders are halves of a data set, each with folders in it, and no classes."""
-    halves = [name for name in ("train", *HALVES) if any(place.is_dir() for place in (top / name).glob("*"))]
-    if "train" in halves and len(halves) > 1:
+    """Raise ValueError for a tree whose folders are parts of a data set, each with the classes in it, and no classes.
+
+    Parts are known by their names (`TRAINED`, `TESTED`), or by folders in them that are the same in all.
+    """
+    train, test = ([half.name for half in called(top, names) if folders(half)] for names in (TRAINED, TESTED))
+    if train and test:
         raise ValueError(
-            f"{top} holds {'/, '.join(halves)}/ with folders in them, which a share would take for classes: "
-            f"write `test: {halves[1]}`, or the path of train/ to split the training images"
+            f"{top} holds {'/, '.join([*train, *test])}/ with folders in them, which a share would take for classes: "
+            f"write `test: {test[0]}`, or the path of {train[0]}/ to split the training images"
         )
+    parts = folders(top) if top.is_dir() else []
+    if len(parts) > 1 and len(same := inside(parts[0])) > 1 and all(inside(part) == same for part in parts[1:]):
+        raise ValueError(
+            f"{top}: {listed([printable(part.name) for part in parts])} hold folders of the same names, "
+            f"{listed(sorted(map(printable, same)))}, as parts of a data set do: call them train/ and test/, or give "
+            "the path of one; if they are the classes, take the images out of the folders in them"
+        )
+
+
+def called(top: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of a tree with these names, in their order; a name in lower case means any case."""
+    found = folders(top) if top.is_dir() else []
+    there = {folder.name.lower(): folder for folder in found} | {folder.name: folder for folder in found}
+    return [there[name] for name in names if name in there]
+
+
+def inside(top: Path) -> set[str]:
+    """Names of the folders in a folder that images lie in; none where some lie beside them."""
+    places = {Path(image).parent for image in images(top)}
+    return set() if top in places else {place.relative_to(top).parts[0] for place in places}
 
 
 def tree(top: Path, remedy: str) -> tuple[list[str], Tensor, list[str]]:
     """Image files [N], labels [N] and class names [C] of a tree, in alphabetical order; hidden files are left out."""
     if not top.is_dir():
         raise FileNotFoundError(f"{top}: no such folder: expected {top}/<class>/<image>; create it, {remedy}")
-    names = sorted(entry.name for entry in top.iterdir() if entry.is_dir() and not hidden(entry))
-    if not names:
+    classes = folders(top)
+    if not classes:
         raise ValueError(f"{top} has no folders in it: expected {top}/<class>/<image>, {remedy}")
-    files = [images(top / name) for name in names]
-    if empty := [str(top / name) for name, found in zip(names, files, strict=True) if not found]:
+    files = [images(folder) for folder in classes]
+    if empty := [str(folder) for folder, found in zip(classes, files, strict=True) if not found]:
         one = len(empty) == 1
         raise ValueError(
             f"{listed(empty)} {'holds' if one else 'hold'} no image ({', '.join(IMG_EXTENSIONS)}): "
             f"add some, or remove the {'folder' if one else 'folders'}"
         )
     labels = [c for c, found in enumerate(files) for _ in found]
+    names = [printable(folder.name) for folder in classes]
     return [path for found in files for path in found], torch.tensor(labels), names
 
 
-def images(folder: Path) -> list[str]:
+def folders(top: Path) -> list[Path]:
+    """The folders in a folder, in alphabetical order; hidden ones are left out."""
+    return sorted(top / entry.name for entry in os.scandir(top) if entry.is_dir() and not hidden(entry.name))
+
+
+def images(top: Path) -> list[str]:
     """The image files at or below a folder, in alphabetical order."""
-    return sorted(str(f) for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS and not hidden(f))
+    return sorted(str(file) for file in visible(top) if file.suffix.lower() in IMG_EXTENSIONS)
 
 
-def hidden(path: Path) -> bool:
-    """Whether a file or folder is one that systems and editors put there: `.DS_Store`, `._cat.jpg`."""
-    return path.name.startswith((".", "__MACOSX"))
+def visible(top: Path) -> Iterator[Path]:
+    """All files at or below a folder; hidden ones, and those in hidden folders, are left out."""
+    for place, inner, names in os.walk(top):
+        inner[:] = [name for name in inner if not hidden(name)]
+        yield from (Path(place, name) for name in names if not hidden(name))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems and editors put there: `.DS_Store`, `._cat.jpg`, `@eaDir`."""
+    return name.startswith((".", "__MACOSX", "@eaDir"))
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

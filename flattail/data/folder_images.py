@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from flattail.data.halves import Resident
+from flattail.data.reading import in_bytes, printable
 from flattail.data.streamed import Files
 
 DRAFT = 1024  # pixels: a JPEG is decoded at half, a quarter ... of its size while both sides keep as many
@@ -19,12 +20,10 @@ NAMED = 10  # unreadable images that a message names
 
 
 def upright(path: str) -> Image.Image:
-    """The image in a file, turned as its EXIF data say, as 8-bit RGB whatever it was (grey, 16-bit, palette, alpha)."""
+    """The image in a file, turned as its EXIF data say, as 8-bit RGB whatever it was: grey, palette, alpha, 16-bit."""
     with Image.open(path) as file:
         file.draft("RGB", (DRAFT, DRAFT))
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):
-            image = image.point(lambda v: v * (1 / 256)).convert("L")
+        image = in_bytes(ImageOps.exif_transpose(file))
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
@@ -75,7 +74,7 @@ def read(paths: Sequence[str], how: Callable[[str], Any], told: Callable[[], Non
             return how(path), None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             said = str(error).replace(f" '{path}'", "").replace(path, "file")
-            return None, f"{path} ({type(error).__name__}: {said})"
+            return None, f"{printable(path)} ({type(error).__name__}: {said})"
 
     results, broken = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:

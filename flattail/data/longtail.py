@@ -204,7 +204,7 @@ def wrapped(dataset: Dataset) -> Wrapped:
 
 
 def labels_of(dataset: Dataset) -> Tensor | None:
-    """Labels [N] that a data set states without opening its images, if it does."""
+    """Labels [N] that a data set states without opening its images, if it does: a whole number for each item."""
     if isinstance(dataset, Subset):
         inner = labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.int64)]
@@ -212,7 +212,13 @@ def labels_of(dataset: Dataset) -> Tensor | None:
     stated = getattr(dataset, "labels", None) if stated is None else stated
     if stated is None or getattr(dataset, "target_transform", None) is not None:
         return None
-    return torch.as_tensor(np.asarray(stated)).flatten().long()
+    try:
+        y = np.asarray(stated)
+    except (ValueError, TypeError):  # of different lengths, or on another device
+        return None
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    fits = y.dtype.kind in "iu" and y.shape == (len(dataset),)  # type: ignore[arg-type]
+    return torch.as_tensor(y.astype(np.int64)) if fits else None
 
 
 def sampled(half: Wrapped) -> tuple[tuple[float, ...], tuple[float, ...]]:

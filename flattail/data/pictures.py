@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -16,7 +17,6 @@ from flattail.data.folder import images
 from flattail.data.folder_images import Held, Photographs, upright
 from flattail.data.halves import Half, Tensors
 from flattail.data.streamed import Files, Wrapped
-from flattail.data.unknown import brought
 
 STREAMED: dict[str, type[Files]] = {"files": Files, "photographs": Photographs, "held": Held}
 MEMORY, OWN = "memory", "own"
@@ -63,6 +63,17 @@ class Preparation:
         scale = min(x.shape[1] / height, x.shape[2] / width)
         x = v2.functional.center_crop(x, [max(round(height * scale), 1), max(round(width * scale), 1)])
         return brought(x[None].float(), self.shape)[0].round().to(torch.uint8)
+
+
+def brought(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Float images [B, ch, H, W] brought to `shape`, (channels, H, W)."""
+    if x.shape[1] != shape[0]:
+        x = v2.functional.rgb_to_grayscale(x) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
+    if x.shape[2:] == (*shape[1:],):
+        return x
+    size = (shape[1], shape[2])
+    smaller = size[0] <= x.shape[2]
+    return F.interpolate(x, size, mode="area") if smaller else F.interpolate(x, size, mode="bilinear")
 
 
 # ---- which files -------------------------------------------------------------------------------------------

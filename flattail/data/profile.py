@@ -106,8 +106,10 @@ def fingerprint(*parts: np.ndarray | Tensor | Sequence[int] | Sequence[str]) -> 
     digest = hashlib.sha256()
     for part in parts:
         array = np.asarray(part)
-        text = array.dtype.kind in "US"
-        digest.update("\n".join(array.tolist()).encode() if text else array.astype("<i8").tobytes())
+        if array.dtype.kind in "US":
+            digest.update("\n".join(array.tolist()).encode("utf-8", "surrogateescape"))
+        else:
+            digest.update(array.astype("<i8").tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:12]
 

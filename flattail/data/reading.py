@@ -56,7 +56,7 @@ class Reader:
         for each in self.candidates(row):
             image = opened(self.paths[each], self.load)
             if isinstance(image, str):
-                unread.append((self.paths[each], image))
+                unread.append((printable(self.paths[each]), image))
                 continue
             with drawn_from(seed, others=False):
                 x = v2.functional.pil_to_tensor(self.transform(image))
@@ -81,6 +81,27 @@ def opened(path: str, load: Callable[[str], Image.Image] = pil_loader) -> Image.
         return "it is gone"
     except Exception as error:  # decoders raise all there is: struct.error, zlib.error, DecompressionBombError, …
         return f"{type(error).__name__}: {error}"
+
+
+def in_bytes(image: Image.Image) -> Image.Image:
+    """An image of one deep channel (modes I;16, I, F) as 8-bit grey, any other as it is.
+
+    Whole numbers are of 0…65535 and fractions of 0…1; an image with values outside is stretched over its own range.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    x = np.asarray(image, dtype=np.float64)
+    known = x[np.isfinite(x)]
+    low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
+    if known.size and (known.min() < low or known.max() > high):
+        low, high = known.min(), known.max()
+    x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)
+    return Image.fromarray(((x - low) * (256 / ((high - low) or 1))).clip(0, 255).astype(np.uint8))
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be printed and written: bytes that are no UTF-8 are spelled out (`caf\\xe9`)."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def said_of(path: str, reason: str) -> str:

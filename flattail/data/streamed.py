@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
@@ -18,7 +19,7 @@ from torchvision.transforms import v2
 from flattail.data.halves import Augment, Draw, Half, shown
 from flattail.data.jitter import drawn, jittered
 from flattail.data.loading import Items, loader_of, streamed
-from flattail.data.reading import Broken, Otherwise, Paths, Reader, Sample, drawn_from
+from flattail.data.reading import Broken, Otherwise, Paths, Reader, Sample, drawn_from, in_bytes
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -138,7 +139,9 @@ class Wrapped:
 
 
 def as_tensor(image: Any) -> Tensor:
-    """A PIL image, array or tensor as a tensor [ch, H, W], uint8 or float32."""
+    """A PIL image, array or tensor as a tensor [ch, H, W], uint8 or float32; 16-bit PIL images as bytes."""
+    if isinstance(image, Image.Image) and image.mode.startswith("I"):
+        image = in_bytes(image)
     x = image if isinstance(image, Tensor) else v2.functional.to_image(image)
     return x if x.dtype == torch.uint8 else x.float()
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 from flattail.data import npz
+from flattail.data.folder import images
+from flattail.data.folder_images import read
 from flattail.data.halves import Augment, Draw, Half, Tensors, shown
 from flattail.data.listed import read_list, refuse_missing
 from flattail.data.longtail import LongTail, arrays
+from flattail.data.pictures import MEMORY, OWN, STREAMED, Preparation, brought
+from flattail.data.reading import printable
 from flattail.data.streamed import Files, Wrapped, as_tensor
 
 SUFFIXES = (".npz", ".txt")  # of the files that `from_path` reads
@@ -48,17 +50,19 @@ def from_path(path: Path, root: Path, like: LongTail) -> Unknown:
     its paths start from the data root. FileNotFoundError or ValueError names what is missing or cannot be read.
     """
     path = Path(path)
+    title = printable(path.name)
     if path.suffix == ".npz":
-        return _beside(_npz(path), (), path.name, like)
+        return _beside(_npz(path), (), title, like)
     if path.suffix == ".txt":
         listed = [f"{root}/{line}" for line in read_list(path)[0]]
         refuse_missing(listed, Path(root), "the paths of the list.")
-        return _beside(_files(listed), (), path.name, like)
-    found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+        return _beside(_files(listed), (), title, like)
+    found = images(path)
     if not found:
         raise ValueError(f"{path} holds no image ({', '.join(IMG_EXTENSIONS)}): give a folder of open-set images")
     inside = [Path(file).relative_to(path).parts for file in found]
-    return _beside(_files(found), tuple(sorted({parts[0] for parts in inside if parts[1:]})), path.name, like)
+    names = sorted({printable(parts[0]) for parts in inside if parts[1:]})
+    return _beside(_files(found), tuple(names), title, like)
 
 
 def overlapping(names: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -107,40 +111,31 @@ class Fitted:
             yield shown(self, x.round().to(torch.uint8) if self.whole else x, step.rows, step.seeds, augment)
 
 
-def brought(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Float images [B, ch, H, W] brought to `shape`, (channels, H, W)."""
-    if x.shape[1] != shape[0]:
-        x = v2.functional.rgb_to_grayscale(x) if shape[0] == 1 else x.expand(-1, shape[0], -1, -1)
-    if x.shape[2:] == (*shape[1:],):
-        return x
-    size = (shape[1], shape[2])
-    smaller = size[0] <= x.shape[2]
-    return F.interpolate(x, size, mode="area") if smaller else F.interpolate(x, size, mode="bilinear")
-
-
 def _beside(half: Images, names: tuple[str, ...], title: str, like: LongTail) -> Unknown:
     """The half with labels -1, as images of the closed data look; ValueError where that cannot be."""
     closed = like.test
     if not isinstance(closed, Images) or not isinstance(half, Images):
         raise ValueError(f"{title}: only data sets of images in memory, in files or in torch data sets can be compared")
     channels, *size = closed.shape
-    if isinstance(half, Files) and size[0] == size[1]:
-        half = replace(half, size=size[0], _loaders={})
-    half = replace(half, y=torch.full_like(half.y, -1))
-    if isinstance(half, Files):
-        half = replace(half, broken="stop", unread={}, _loaders={})
-    whole, same = _bytes(half), half.shape == closed.shape
+    whole = _bytes(half)
     if whole != _bytes(closed):
         kind, other = ("bytes", "floats") if whole else ("floats", "bytes")
         raise ValueError(f"{title}: its images are {kind}, the closed ones {other}: give both as bytes (0…255)")
     if (half.shape[0], channels) not in ((1, 1), (3, 3), (1, 3), (3, 1)):
         raise ValueError(f"{title}: its images have {half.shape[0]} channels, the closed ones {channels}: give as many")
+    said = []
+    if isinstance(half, Files):
+        how = Preparation.of(closed)
+        if how.reading == OWN:
+            how = replace(how, reading=MEMORY)
+            said.append("the closed images have transforms of their own, the open ones none: they may be told by that")
+        half = _read(half.paths, how)
+    half = replace(half, y=torch.full_like(half.y, -1))
     if half.shape[1] * size[1] != half.shape[2] * size[0]:
         raise ValueError(
             f"{title}: its images are {half.shape[1]}×{half.shape[2]} pixels, the closed ones {size[0]}×{size[1]}, "
             "another shape: crop them to that of the closed ones"
         )
-    said = []
     if same_names := overlapping(names, like.names):
         more = ", …" if len(same_names) > 5 else ""
         said.append(
@@ -154,6 +149,7 @@ def _beside(half: Images, names: tuple[str, ...], title: str, like: LongTail) ->
     if half.shape[0] != channels:
         said.append("the open images differ from the closed ones in colour: they may be told by that")
     mean, std = closed.mean, closed.std
+    same = half.shape == closed.shape
     fit: Half = replace(half, mean=mean, std=std) if same else Fitted(half, half.y, closed.shape, mean, std, whole)
     return Unknown(fit, names, title, tuple(said))
 
@@ -166,6 +162,14 @@ def _bytes(half: Images) -> bool:
 
 def _files(paths: list[str]) -> Files:
     return Files(paths, torch.full((len(paths),), -1))
+
+
+def _read(paths: Sequence[str], how: Preparation) -> Files | Tensors:
+    """The images of files, streamed or held as those are that they are prepared like."""
+    y = torch.full((len(paths),), -1)
+    if how.reading in STREAMED:
+        return STREAMED[how.reading](paths, y, how.shape[-1])
+    return Tensors(torch.stack(read(paths, how.read)), y, (), ())
 
 
 def _npz(path: Path) -> Tensors:

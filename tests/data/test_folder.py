@@ -1,8 +1,11 @@
 """Class-per-folder trees: two folders or one split; names, order, and messages."""
 
+import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +14,7 @@ from torchvision.transforms import v2
 from flattail.data import Draw, Folder, Tensors, in_order
 from flattail.data.augment import Crop, Flip
 from flattail.data.folder_images import Held, Photographs, upright
+from flattail.data.reading import in_bytes, printable
 
 
 def grow(top, counts, shade=0):
@@ -78,6 +82,47 @@ def test_a_share_of_a_tree_of_halves_is_refused(tmp_path, other):
     assert Folder(str(tmp_path), test=other).load(Path()).names == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("TRAINING", "Testing"), ("train", "eval"), ("training", "Dev")]
+)
+def test_halves_are_known_in_any_case(tmp_path, train, test):
+    grow(tmp_path / train, {"dog": 3, "cat": 3})
+    grow(tmp_path / test, {"dog": 2, "cat": 2})
+    with pytest.raises(ValueError, match=rf"holds {train}/, {test}/ with folders in them.*`test: {test}`"):
+        Folder(str(tmp_path), test=0.2).load(Path())
+    for name in (test, test.lower()):
+        data = Folder(str(tmp_path), test=name).load(Path())
+        assert data.names == ("cat", "dog") and (len(data.train), len(data.test)) == (6, 4)
+
+
+def test_a_folder_of_the_very_name_comes_before_one_in_another_case(tmp_path):
+    for part, n in (("train", 5), ("test", 2), ("Test", 3)):
+        grow(tmp_path / part, {"dog": n, "cat": n})
+    assert [len(Folder(str(tmp_path), test=name).load(Path()).test) for name in ("test", "Test")] == [4, 6]
+
+
+def test_folders_that_hold_the_same_folders_are_parts_and_no_classes(tmp_path):
+    for part in ("2023", "2024"):
+        grow(tmp_path / part, {"dog": 3, "cat": 3})
+    (tmp_path / "2024" / "notes").mkdir()
+    said = (
+        r"2023, 2024 hold folders of the same names, cat, dog, .* call them train/ and test/, or give the path of one"
+    )
+    with pytest.raises(ValueError, match=said):
+        Folder(str(tmp_path), test=0.2).load(Path())
+    grow(tmp_path / "2024", {"owl": 1})
+    assert Folder(str(tmp_path), test=0.2).load(Path()).names == ("2023", "2024")
+
+
+def test_classes_of_the_same_one_folder_or_with_images_beside_their_folders_are_classes(tmp_path):
+    for name in ("dog", "cat"):
+        grow(tmp_path / "one" / name, {"images": 3})
+        grow(tmp_path / "beside" / name, {"left": 3, "right": 3})
+        Image.new("RGB", (9, 9)).save(tmp_path / "beside" / name / "0.png")
+    for tree in ("one", "beside"):
+        assert Folder(str(tmp_path / tree), test=0.2).load(Path()).names == ("cat", "dog")
+
+
 def test_classes_called_train_and_test_are_classes(tmp_path):
     grow(tmp_path, {"train": 3, "test": 3, "bus": 2})
     assert Folder(str(tmp_path), test=0.2).load(Path()).names == ("bus", "test", "train")
@@ -102,8 +147,11 @@ def test_all_small_and_all_empty_classes_are_named(tmp_path):
 def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
     grow(tmp_path, {"a": 3, "b": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1})
     (tmp_path / "a" / "._0.png").write_bytes(b"a resource fork")
+    grow(tmp_path / "a", {".thumbnails": 2, "__MACOSX": 1, "deep/@eaDir": 1, "scan.png": 0})
     data = Folder(str(tmp_path), test=0.4).load(Path())
     assert data.names == ("a", "b") and len(data.train) + len(data.test) == 5
+    inside = Folder(str(grow(tmp_path / ".cache", {"a": 2, "b": 2})), test=0.5).load(Path())
+    assert len(inside.train) == 2, "what is asked for is not hidden"
 
 
 def test_a_share_leaves_the_rare_classes_images_to_be_judged_by(tmp_path):
@@ -136,6 +184,79 @@ def test_every_mode_comes_out_as_rgb(tmp_path, recwarn):
         assert middle[name] == pytest.approx((200, 30, 40), abs=30), name
     assert middle["sixteen"] == (70, 70, 70) and len(set(middle["L"])) == 1
     assert not recwarn.list
+
+
+def big_endian(path, x):
+    """A TIFF of whole numbers [H, W] of two bytes, the larger first, as microscopes write it."""
+    height, width = x.shape
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    rows = [struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags]
+    rows.append(struct.pack(">HHII", 279, 4, 1, 2 * x.size))
+    top = b"MM\0*" + struct.pack(">I", 8 + 2 * x.size) + x.astype(">u2").tobytes()
+    path.write_bytes(top + struct.pack(">H", len(rows)) + b"".join(rows) + bytes(4))
+
+
+RAMP = np.arange(256).reshape(8, 32)  # every shade once
+DEEP = {  # how an image of more than 8 bits is written: its mode, and the shades that come out
+    "sixteen.png": ("I;16", RAMP * 257),
+    "sixteen.pgm": ("I", RAMP * 257),
+    "big.tif": ("I;16B", RAMP * 257),
+    "whole.tif": ("I", (RAMP * 257).astype(np.int32)),
+    "signed.tif": ("I", (RAMP * 1000 - 90000).astype(np.int32)),
+    "share.tif": ("F", (RAMP / 255).astype(np.float32)),
+    "metres.tif": ("F", (RAMP * 8.0 - 100).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_images_of_more_than_8_bits_keep_their_shades(tmp_path, name):
+    mode, x = DEEP[name]
+    if mode == "I;16B":
+        big_endian(tmp_path / name, x)
+    else:
+        Image.fromarray(x if mode == "F" or x.dtype == np.int32 else x.astype(np.uint16)).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode == mode
+    assert (np.asarray(upright(str(tmp_path / name))) == RAMP[:, :, None]).all()
+
+
+def test_the_range_of_deep_images_is_that_of_their_kind_unless_they_leave_it():
+    def shades(*values, kind):
+        return np.asarray(in_bytes(Image.fromarray(np.array([values], dtype=kind))))[0].tolist()
+
+    assert shades(0, 255, 256, 511, 65535, kind=np.uint16) == [0, 0, 1, 1, 255]
+    assert shades(0, 25600, kind=np.int32) == [0, 100], "no image is stretched that lies in the range"
+    assert shades(0, 65536, kind=np.int32) == [0, 255] and shades(70000, 70000, kind=np.int32) == [0, 0]
+    assert shades(0, 0.5, kind=np.float32) == [0, 128] and shades(0, 0.5, 2, kind=np.float32) == [0, 64, 255]
+    assert shades(np.nan, 0, 4, np.inf, kind=np.float32) == [0, 0, 255, 255]
+    assert shades(np.nan, np.nan, kind=np.float32) == [0, 0]
+    eight = Image.new("RGB", (2, 2))
+    assert in_bytes(eight) is eight
+
+
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path):
+    grow(tmp_path / "t", {"a": 3, "b": 3})
+    latin = os.fsencode(tmp_path / "t") + b"/caf\xe9"
+    try:
+        os.rename(tmp_path / "t" / "b", latin)  # noqa: PTH104  (a path of bytes)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    os.rename(latin + b"/0.png", latin + b"/\xe9.png")  # noqa: PTH104
+    folder = Folder(str(tmp_path / "t"), test=0.4, size=16)
+    data = folder.load(Path())
+    assert data.names == ("a", "caf\\xe9") and printable("ä") == "ä"
+    assert data.fingerprint == replace(folder, hold="memory").load(Path()).fingerprint
+    assert sum(len(x) for half in (data.train, data.test) for x, _ in half.batches(in_order(len(half), 9))) == 6
+    Path(os.fsdecode(latin + b"/\xe9.png")).write_text("no image")
+    for changes in ({"broken": "skip"}, {"hold": "memory"}):
+        try:
+            data = replace(folder, **changes).load(Path())
+            for half in (data.train, data.test):
+                list(half.batches(in_order(len(half), 9)))
+            (named,) = data.train.unread | data.test.unread
+        except ValueError as error:
+            named = str(error)
+        assert "caf\\xe9/\\xe9.png" in named
 
 
 def test_a_photograph_taken_sideways_stands_upright(tmp_path):
@@ -178,7 +299,7 @@ def test_images_held_in_memory_are_those_read_from_disk(tmp_path):
     part = data.train.take(torch.tensor([2, 4]))
     assert part.x.equal(data.train.x[[2, 4]]) and part.paths == [data.train.paths[i] for i in (2, 4)]
     larger = replace(data.train, size=20, _there={})
-    assert larger.x.shape == (len(data.train), 3, 20, 20), "read anew, as `unknown` does for another size"
+    assert larger.x.shape == (len(data.train), 3, 20, 20), "read anew for another size"
 
 
 def test_streamed_photographs_are_upright_too(tmp_path):

@@ -180,6 +180,46 @@ def test_float_data_sets_are_taken_as_they_are_and_labels_read_from_targets():
     assert LongTail.of(Subset(dataset, [3, 1, 0, 9]), dataset).train.y.tolist() == [1, 1, 0, 1]
 
 
+STATED = [  # what a data set of 6 items of 3 classes calls its targets
+    [0, 1, 2],
+    [0, 1, 2] * 4,
+    torch.eye(3)[[0, 1, 2] * 2],
+    torch.eye(3, dtype=torch.int64)[[0, 1, 2] * 2],
+    ["cat", "dog", "owl"] * 2,
+    [0.5, 1.5, 2.5] * 2,
+    [[0], [1, 2]] * 3,
+    [{"boxes": []}] * 6,
+    {0: "cat"},
+    [True, False] * 3,
+]
+
+
+@pytest.mark.parametrize("stated", STATED, ids=lambda v: str(v)[:20])
+def test_stated_labels_that_are_no_whole_number_per_item_are_not_gone_by(stated):
+    dataset = TensorDataset(torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 2, 2, 0]))
+    dataset.targets = stated
+    assert LongTail.of(dataset, dataset).train.y.tolist() == [0, 1, 2, 2, 2, 0]
+    assert LongTail.of(Subset(dataset, [0, 1, 4]), dataset).train.y.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stated", [[2, 1, 0], np.array([[2], [1], [0]], np.uint8), torch.tensor([2, 1, 0])])
+def test_stated_labels_that_fit_save_the_pass_over_the_data(stated):
+    dataset = TensorDataset(torch.randn(3, 3, 8, 8), torch.zeros(3))
+    dataset.labels = stated
+    assert LongTail.of(dataset, dataset).train.y.tolist() == [2, 1, 0]
+
+
+def test_pil_images_of_16_bits_are_those_of_8():
+    class Deep(Photographs):
+        def __getitem__(self, i):
+            return Image.fromarray(self.x[i, 0].numpy().astype(np.uint16) * 257), int(self.y[i])
+
+    x, y = made([6, 3], channels=1)
+    deep, grey = LongTail.of(Deep(x, y), Deep(x, y)), LongTail.of((x, y), (x, y))
+    assert (deep.train.mean, deep.train.std) == (grey.train.mean, grey.train.std)
+    assert everything(deep.train)[0].equal(everything(grey.train)[0])
+
+
 def test_samples_of_different_sizes_are_refused_by_position():
     class Ragged(Photographs):
         def __getitem__(self, i):

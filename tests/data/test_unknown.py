@@ -11,9 +11,10 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from flattail.data import CIFAR100LT, DigitsLT, ImageNetLT, LongTail, PlacesLT, Tensors, in_order
+from flattail.data import CIFAR100LT, DigitsLT, Folder, ImageNetLT, LongTail, PlacesLT, Tensors, in_order
 from flattail.data.cifar import resized
 from flattail.data.listed import IMAGENET, listed
+from flattail.data.pictures import Preparation
 from flattail.data.unknown import Fitted, brought, from_dataset, from_path, overlapping
 
 REAL = Path(os.environ.get("FLATTAIL_DATA", "nowhere"))
@@ -113,8 +114,9 @@ def save(path, size=(20, 16), shade=90):
 
 
 def test_a_folder_and_a_list(tmp_path):
-    for path in ("open/wolf/1.png", "open/wolf/deep/2.png", "open/Bee/3.jpg", "open/4.png"):
+    for path in ("open/wolf/1.png", "open/wolf/deep/2.png", "open/Bee/3.jpg", "open/4.png", "open/.thumbs/1.png"):
         save(tmp_path / path)
+    (tmp_path / "open" / "wolf" / "._1.png").write_text("of a Mac")
     like = closed(8, 8, 3)
     found = from_path(tmp_path / "open", tmp_path, like)
     assert len(found.half) == 4 and sorted(found.names) == ["Bee", "wolf"] and "(Bee)" in found.warnings[0]
@@ -130,6 +132,56 @@ def test_a_folder_and_a_list(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match=r"nothing holds no image .* give a folder of open-set images"):
         from_path(tmp_path / "nothing", tmp_path, like)
+
+
+def photographs(top):
+    """Two classes of photographs, below train/ and test/: wide ones, one that lies on its side, and one of 16 bits."""
+    rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for part, name in ((part, name) for part in ("train", "test") for name in ("cat", "dog")):
+        (top / part / name).mkdir(parents=True)
+        for i in range(3):
+            x = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8).repeat(5, 0).repeat(5, 1)
+            Image.fromarray(x).save(top / part / name / f"{i}.jpg", exif=turned if i == 0 else Image.Exif())
+        Image.fromarray(x[:, :, 0].astype(np.uint16) * 257).save(top / part / name / "deep.png")
+    return top
+
+
+@pytest.mark.parametrize("hold", ["memory", "disk"])
+@pytest.mark.parametrize("opened", ["folder", "disk", "memory"])
+def test_the_closed_images_themselves_cannot_be_told_from_the_closed_ones(tmp_path, hold, opened):
+    top = photographs(tmp_path / "t")
+    like = Folder(str(top), size=24, hold=hold).load(tmp_path)
+    found = (
+        from_path(top / "test", tmp_path, like)
+        if opened == "folder"
+        else from_dataset(Folder(str(top), size=32, hold=opened), tmp_path, like)
+    )
+    assert type(found.half) is type(like.test) and len(found.warnings) == 1
+    assert torch.equal(images(found.half), torch.cat([x for x, _ in like.test.batches(in_order(len(like.test), 3))]))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16, 3), (8, 12, 3)])
+def test_files_beside_images_in_memory_are_read_as_predict_reads_them(tmp_path, size):
+    like, top = closed(*size), photographs(tmp_path / "t")
+    found = from_path(top, tmp_path, like)
+    how = Preparation.of(like.test)
+    assert torch.equal(found.half.x, torch.stack([how.read(str(path)) for path in sorted(top.rglob("*.*"))]))
+    assert images(found.half).shape[1:] == like.test.shape and found.warnings == ()
+    (top / "train" / "cat" / "torn.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"1 of 17 image files cannot be read: .*\n.*torn\.jpg"):
+        from_path(top, tmp_path, like)
+
+
+def test_files_beside_a_data_set_with_transforms_of_its_own_come_with_a_warning(tmp_path):
+    pairs = TensorDataset(torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4) % 2)
+    like = LongTail.of(pairs, pairs)
+    found = from_path(photographs(tmp_path / "t"), tmp_path, like)
+    assert images(found.half).shape == (16, 3, 8, 8)
+    assert found.warnings == (
+        "the closed images have transforms of their own, the open ones none: they may be told by that",
+    )
 
 
 @pytest.mark.parametrize(
