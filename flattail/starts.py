@@ -85,7 +85,7 @@ class Keep:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same."""
+        """The same log shares [C]."""
         return before
 
 
@@ -110,7 +110,7 @@ class NewHead:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """None: nothing is learnt yet."""
+        """No log shares [C]: nothing is learnt yet."""
         return Softmax(1.0, None)
 
 
@@ -137,7 +137,7 @@ class Scales:
         return taken_over(head, given.before)
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same: scales begin at 1."""
+        """The same log shares [C]: scales begin at 1."""
         return before
 
 
@@ -164,7 +164,7 @@ class DisAlign:
         return taken_over(head, given.before)
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same: scales begin at 1, margins at 0."""
+        """The same log shares [C]: scales begin at 1, margins at 0."""
         return before
 
 
@@ -205,7 +205,7 @@ class TauNorm:
         return found
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """None: lengths are not what they were trained to be."""
+        """No log shares [C]: lengths are not what they were trained to be."""
         return Softmax(1.0, None)
 
 
@@ -242,7 +242,7 @@ class ClassMeans:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """None: distances were not trained to be one; cosines keep their scale."""
+        """No log shares [C]: distances were not trained to be any; cosines keep their scale."""
         return Softmax(before.scale if self.by == "cosine" else 1.0, None)
 
 
@@ -289,7 +289,7 @@ class LogitAdjust:
         return found
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """Calibrated for the shares before over the data's to the power of tau."""
+        """Log shares [C] less tau times those of the data."""
         if before.log_prior is None:
             return before
         tau = found["tau"] if self.tau is None else self.tau

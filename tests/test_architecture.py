@@ -54,7 +54,7 @@ MAY: dict[str, set[str]] = {
         "torch", "accelerate", "numpy", "yaml", "analysis", "experiment", "recipe", "runs", "data", "losses", "sharp",
     },
     "worlds": {
-        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "sharp", "stage",
+        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "sharp", "starts",
         "data",
     },
     "classifier": {"torch", "data", "rebuilt", "recipe", "runs", "worlds"},

@@ -43,6 +43,8 @@ def test_the_figures_are_made_from_the_runs_beside_it(collect, tmp_path):
         collect.figure(collect.by_row(collect.kept(), where), tmp_path / "again.svg")
         same_places(HERE / f"{where}.svg", tmp_path / "again.svg")
     assert collect.LONG in drawn
+    collect.draw_spectra(collect.kept(), tmp_path / "again.svg")
+    same_places(collect.SPECTRA, tmp_path / "again.svg")
 
 
 def same_places(*paths):
