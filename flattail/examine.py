@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def examine(
         extras["method"] = to_tree(how["method"])
     if "other" in extras:
         how["other"] = restored(Path(extras["other"]), root)[2]
-    said = {"options": to_tree(options) | extras, "split": split, "loss": loss, "seed": seed}
+    said = as_kept({"options": to_tree(options) | extras, "split": split, "loss": loss, "seed": seed})
 
     out = Path(folder) / "analysis"
     final, parts = out / f"{name}.npz", out / f"{name}.parts"
@@ -146,11 +147,17 @@ def plain_values(loss: Loss) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return values
 
 
+def as_kept(said: dict[str, Any]) -> dict[str, Any]:
+    """The same as a file gives it back: tuples are lists, and what is not finite is null."""
+    plain: dict[str, Any] = json.loads(json.dumps(said), parse_constant=lambda _: None)
+    return plain
+
+
 def kept(path: Path) -> dict[str, Any] | None:
     """What a file beside an analysis says, without its time; None where there is none, or half of one."""
     try:
-        said = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         return None
     return {k: v for k, v in said.items() if k != "seconds"} if isinstance(said, dict) else None
 

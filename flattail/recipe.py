@@ -190,7 +190,8 @@ class _Loader(yaml.SafeLoader):
 
 def from_tree(tree: Any) -> Recipe:
     """The recipe that a tree of plain values spells."""
-    return built(Recipe, tree, "recipe")
+    recipe: Recipe = built(Recipe, tree, "recipe")
+    return recipe
 
 
 def built(kind: Any, raw: Any, place: str) -> Any:

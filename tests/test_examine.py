@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flattail import runs
+from flattail.analysis import ANALYSES
 from flattail.examine import examine, method_of, options_of, plain_values
 from flattail.experiment import run
 from flattail.losses import GCL, IB, LADE
@@ -85,6 +86,29 @@ def test_an_interrupted_analysis_goes_on_and_a_damaged_part_is_computed_again(fo
     parts = counted(monkeypatch)
     examine(folder, "radius", sets=sets, device="cpu")
     assert len(parts) == 10 - (len(kept) - 1) + 1
+
+
+@pytest.mark.parametrize(("name", "sets"), [*((name, []) for name in ANALYSES), ("sharpness", ["method=pgd"])])
+def test_options_at_their_defaults_are_recognised_when_asked_again(folder, monkeypatch, name, sets):
+    """Also 1e-06, which YAML takes for a text, and the threshold of PGD, which is infinite."""
+    parts = []
+
+    def found(self, *_, done, on_part, **__):
+        for part in [part for part in ("one", "two") if part not in done]:
+            on_part(part, {"name": np.array([part])})
+            parts.append(part)
+            if part == "one":
+                raise RuntimeError("stopped")
+        return {"name": np.array(["one", "two"])}
+
+    monkeypatch.setattr(ANALYSES[name], "__call__", found)
+    forget(folder, name)
+    with pytest.raises(RuntimeError, match="stopped"):
+        examine(folder, name, sets=sets, device="cpu")
+    first, again = (examine(folder, name, sets=sets, device="cpu") for _ in range(2))
+    assert first == again
+    assert parts == ["one", "two"]
+    forget(folder, name)
 
 
 def test_sharpness_is_that_of_the_run_or_of_any_method():

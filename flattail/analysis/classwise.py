@@ -24,7 +24,7 @@ ENDS = ("lambda_max", "lambda_min", "ratio", "trace", "negative_mass", "negative
 class ClassHessian:
     """Spectrum of the Hessian of each class's mean loss, and of groups of classes."""
 
-    classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
+    classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 50  # per class, drawn by the seed
     steps: int = 100  # Lanczos steps of a probe, at most
     probes: int = 2  # Lanczos runs; their spread is an error bar

@@ -31,7 +31,7 @@ from .subject import DType, Loss, Subject, cross_entropy, flat
 class Escape:
     """Moments of each method's batch gradients along every class's direction of most negative curvature."""
 
-    classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
+    classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 100  # per class, drawn by the seed
     batch: int = 32  # samples of a mini-batch, drawn with replacement
     batches: int = 20  # mini-batches of a class, and of all classes

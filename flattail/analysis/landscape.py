@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flattail.sharp import displaced
-from flattail.sharp.perturb import norm, recorded
+from flattail.sharp.perturb import filter_norms, filters_of, norm, recorded
 
 from .classwise import of
 from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
@@ -23,7 +23,7 @@ from .subject import DType, Loss, Subject, cross_entropy, head_of, plain_copy
 def filter_normalised(weights: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """A random direction with the norm of every filter (Li et al., NeurIPS 2018); zero for biases and norms.
 
-    d_f <- d_f ||w_f|| / (||d_f|| + 1e-10), a filter being a slice of the first axis.
+    d_f <- d_f ||w_f|| / (||d_f|| + 1e-10), a filter being a slice of the first axis; of a cosine head, a column.
     """
     direction = []
     for w in weights:
@@ -31,9 +31,8 @@ def filter_normalised(weights: Sequence[Tensor], generator: torch.Generator) -> 
             direction.append(torch.zeros_like(w))
             continue
         d = torch.randn(w.shape, generator=generator).to(w)
-        rows = (-1,) + (1,) * (w.ndim - 1)
-        size, own = w.detach().flatten(1).norm(dim=1), d.flatten(1).norm(dim=1)
-        direction.append(d * (size / (own + 1e-10)).view(rows))
+        size, own = (filter_norms(t, filters_of(w)) for t in (w.detach(), d))
+        direction.append(d * (size / (own + 1e-10)))
     return direction
 
 
@@ -143,7 +142,7 @@ def looker(subject: Subject, samples: Samples, micro: int) -> Callable[[], Seen]
 class Landscape:
     """Loss along lines of growing noise (near and far) and on a plane, overall and by class."""
 
-    classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
+    classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 50  # per class, drawn by the seed
     scope: str = "head"  # what the lines move: "head", "all", or a pattern on parameter names
     near: float = 0.5  # the largest ||e||/||w|| of the near line

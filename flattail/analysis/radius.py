@@ -42,7 +42,7 @@ def square_root(weight: float, rho: float, count: int, delta: float) -> float:
 class ClassRadius:
     """Per class: gradient norm, characteristic radius and bound of CC-SAM, for all weights and for the head."""
 
-    classes: str = ""  # class numbers or names with commas between; empty: every class with samples
+    classes: str = ""  # class numbers (3 or #3) or names with commas between; empty: every class with samples
     samples: int = 500  # per class, drawn by the seed
     delta: float = 0.05  # the bound holds with probability 1 - delta
     head: str | None = None  # a pattern on the names of the head's parameters; None: `model.head` or the last layer

@@ -130,33 +130,51 @@ def members_of(
     """What is looked at: a name each, and the classes `[C]` bool that count.
 
     Args:
-        chosen: class numbers, class names and group names, or these with commas between; empty: all there is.
+        chosen: class numbers, class names and group names, or these with commas between; `#3` is a class by its number
+            and `@few` a group, whatever classes are called; empty: all there is.
         samples: a class must have some.
         groups: sets of classes by name; "all" is added. Those without samples are left out, unless chosen.
         names: of the classes, beside their numbers.
 
     Raises:
-        ValueError: for a name that is none, or a class without samples.
+        ValueError: for a name that is none or could mean several, or a class without samples.
     """
     classes = len(samples.total)
     one = torch.eye(classes, dtype=torch.bool)
-    sets = {str(c): one[c] for c in range(classes)}
-    alias = {name: str(c) for c, name in enumerate(names or ())}
     wide = {n: m.to("cpu", torch.bool) for n, m in groups.items()} | {"all": torch.ones(classes, dtype=torch.bool)}
-    asked = [s.strip() for s in chosen.split(",") if s.strip()] if isinstance(chosen, str) else [str(s) for s in chosen]
+    sets = {f"#{c}": one[c] for c in range(classes)} | {f"@{n}": m for n, m in wide.items()}
+    called = list(names or map(str, range(classes)))
+    several = [s.strip() for s in chosen.split(",") if s.strip()] if isinstance(chosen, str) else chosen
+    asked = [each if isinstance(each, str) else f"#{each}" for each in several]
     here = samples.held > 0
     if not asked:
-        asked = list(sets) + [n for n, m in wide.items() if bool((m & here).any())]
+        asked = [key for key, m in sets.items() if key.startswith("#") or bool((m & here).any())]
     found = {}
     for each in asked:
-        each = each if each in sets or each in wide else alias.get(each, each)
-        member = sets.get(each, wide.get(each))
-        if member is None:
-            raise ValueError(f"{each!r} is no class: choose numbers from 0 to {classes - 1}, or {', '.join(wide)}")
-        if not bool((member & here).any()):
+        key = meaning(each, sets, called)
+        if not bool((sets[key] & here).any()):
             there = ", ".join(map(str, here.nonzero().squeeze(1).tolist()))
             raise ValueError(
-                f"class {each!r} has no samples in this split: choose others (classes={there}), or another split"
+                f"class {key[1:]!r} has no samples in this split: choose others (classes={there}), or another split"
             )
-        found[each] = member
+        found[key[1:]] = sets[key]
     return found
+
+
+def meaning(said: str, sets: Mapping[str, Tensor], called: Sequence[str]) -> str:
+    """Which of the sets (`#3` a class, `@few` a group) a number, a name of a class or of a group means."""
+    if said in sets:
+        return said
+    meant = [f"#{said}", f"@{said}", *(f"#{c}" for c, name in enumerate(called) if name == said)]
+    readings = {
+        key: "the group" if key[0] == "@" else f"class number {key[1:]} ({called[int(key[1:])]!r})"
+        for key in meant
+        if key in sets
+    }
+    if not readings:
+        groups = [key[1:] for key in sets if key[0] == "@"]
+        raise ValueError(f"{said!r} is no class: choose numbers from 0 to {len(called) - 1}, or {', '.join(groups)}")
+    if len(readings) > 1:
+        ways = " or ".join(f"{key} for {reading}" for key, reading in readings.items())
+        raise ValueError(f"{said!r} has more than one meaning: write {ways}")
+    return next(iter(readings))

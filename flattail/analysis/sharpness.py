@@ -28,7 +28,7 @@ from .subject import DType, Loss, Subject, cross_entropy
 class Sharpness:
     """Rise of each class's loss where a method looks from: its own climb, the climb of all, random directions."""
 
-    classes: str = ""  # class numbers, names and groups with commas between; empty: every class, every group
+    classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 100  # per class, drawn by the seed
     directions: int = 10  # random moves of the same length, for the average case
     at: float = 0.0  # share of training done, for methods with a schedule

@@ -1,7 +1,7 @@
 """The model contract, `Split(backbone, head)`, and the heads: linear, cosine, and cosine times a scale."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,11 @@ class Cosine(nn.Module):
         super().__init__()
         self.scale = scale
         self.weight = nn.Parameter(F.normalize(torch.empty(features, classes).uniform_(-1, 1), dim=0))
+        self.weight.filters = 1  # type: ignore[attr-defined]  # a filter is a column: `sharp.perturb.filters_of`
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weight.filters = 1  # type: ignore[attr-defined]  # a copied parameter has forgotten
 
     def forward(self, z: Tensor) -> Tensor:
         """Cosines [B, C] of features [B, d]; all 0 for a feature of length 0."""

@@ -51,6 +51,11 @@ class Difference:
         return self.high - self.low > ROUNDING and (self.low > 0 or self.high < 0)
 
     @property
+    def ahead(self) -> bool:
+        """Whether the row is clearly better."""
+        return self.clear and self.mean > 0
+
+    @property
     def interval(self) -> str:
         """The interval as `[-0.3, 2.1]`; – for fewer than two pairs."""
         return f"[{signed(self.low)}, {signed(self.high)}]" if self.n > 1 else "–"

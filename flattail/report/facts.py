@@ -1,5 +1,6 @@
 """Facts of a run in words: what a footnote states when all rows agree, and names when not."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,12 @@ def shared(ours: Sequence[Run], theirs: Sequence[Run]) -> bool:
     """Whether two rows share a protocol, as far as it is known of both; seeds may differ in their validation images."""
     a, b = protocol(ours), protocol(theirs)
     return not any(a[what].isdisjoint(b[what]) for what in PROTOCOL if a[what] and b[what])
+
+
+def protocol_hash(run: Run) -> str:
+    """Of what a run must share with others to be compared, beside the fingerprint of its data."""
+    said = {what: pick(run) for what, pick in PROTOCOL.items() if what != "data fingerprint"}
+    return hashlib.sha256(text(said).encode()).hexdigest()[:12]
 
 
 def spelled(value: Any) -> str:
@@ -73,9 +80,15 @@ def _weights(run: Run) -> str | None:
     return "pretrained weights" if run.recipe["model"].get("weights") else None
 
 
-def _rate(stage: Mapping[str, Any]) -> str | None:
-    optim = stage.get("optim")
-    return f"{optim.get('name', 'sgd')} {optim['lr']}" if isinstance(optim, Mapping) and "lr" in optim else None
+def _trained(name: str) -> Callable[[Run], str | None]:
+    """A setting of the stages that train; null is none."""
+    return _staged(lambda stage: (stage[name] or {}) if stage["epochs"] and name in stage else None)
+
+
+def _others(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Further settings of a stage, where they do something."""
+    names = ("start", "train", "rates", "clip", "average", "constraint", "only")
+    return {name: stage[name] for name in names if stage.get(name) not in (None, [], "all", {"name": "keep"})}
 
 
 FACTS: dict[str, Callable[[Run], Any]] = {
@@ -85,18 +98,20 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: spelled(run.recipe["model"]),
     "epochs": lambda run: run.epochs,
     "begun from": lambda run: run.recipe["stages"][0].get("init") or _weights(run) or "new weights",
-    "batch": _staged(lambda stage: stage.get("batch")),
-    "learning rate": _staged(_rate),
-    "schedule": _staged(lambda stage: stage.get("schedule")),
-    "augmentation": _staged(lambda stage: stage.get("augment")),
+    "batch": _trained("batch"),
+    "optimiser": _trained("optim"),
+    "schedule": _trained("schedule"),
+    "augmentation": _trained("augment"),
+    "sampler": _trained("sampler"),
+    "mix": _trained("mix"),
+    "other settings": _staged(_others),
     "selected epoch": _score("selection"),
     "device": lambda run: run.env.get("device"),
     "dtype": lambda run: run.env.get("dtype"),
     "torch": lambda run: run.env.get("versions", {}).get("torch"),
 }
-PROTOCOL: dict[str, Callable[[Run], Any]] = {
-    what: FACTS[what] for what in ("data fingerprint", "epochs", "batch", "learning rate", "schedule", "augmentation")
-} | {
+SHARED = ("data fingerprint", "epochs", "begun from", "batch", "optimiser", "schedule", "augmentation")
+PROTOCOL: dict[str, Callable[[Run], Any]] = {what: FACTS[what] for what in SHARED} | {
     "data": lambda run: spelled(_without(run.recipe["data"], "shots")),  # groups are only how results are told
     "model": lambda run: spelled(_without(run.recipe["model"], "head")),  # a cosine head belongs to its loss
     "judging": lambda run: spelled(run.recipe["protocol"]) if run.recipe.get("protocol") else None,

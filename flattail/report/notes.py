@@ -20,7 +20,7 @@ def headline(rows: Sequence["Row"]) -> str:
         return f"Nobody can be called ahead of {base.name}: an interval takes two seeds in common."
     said = []
     for name in ("all", "few"):
-        ahead = [row for row in others if row.differences[name].low > 0]
+        ahead = [row for row in others if row.differences[name].ahead]
         said += [f"on {name} {', '.join(f'{row.name} ({row.differences[name]})' for row in ahead)}"] if ahead else []
     if not said:
         return f"No method is ahead of {base.name} beyond noise (95 % intervals of paired differences)."

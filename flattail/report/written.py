@@ -9,6 +9,7 @@ from pathlib import Path
 from ..runs import Run, write_text
 from .cost import seconds
 from .estimates import Estimate
+from .facts import protocol_hash
 from .notes import notes
 from .page import build, markdown, of_runs
 from .tables import GROUPS, SHARES, Row, by_data, value
@@ -33,6 +34,7 @@ COLUMNS: dict[str, Callable[[Run], object]] = {
     "data": lambda run: (run.scores or {}).get("data"),
     "fingerprint": lambda run: (run.scores or {}).get("fingerprint"),  # of the training images
     "selection": lambda run: (run.scores or {}).get("selection"),  # which epoch was judged: last, best-on-val, ...
+    "protocol": protocol_hash,  # lines that share it and the fingerprint may be compared
     "epochs": lambda run: run.epochs,
     "seconds": lambda run: round(took, 3) if (took := seconds(run)) else None,  # of training
     "finished": lambda run: int(run.finished),
@@ -142,7 +144,7 @@ def _tex(text: str) -> str:
 def _best(rows: Sequence[Row], name: str) -> Row | None:
     """The row with the best mean, if it is ahead of the baseline beyond noise."""
     row = max((row for row in rows if row.columns[name].n), key=lambda row: row.columns[name].mean)
-    return row if row.differences and row.differences[name].low > 0 else None
+    return row if row.differences and row.differences[name].ahead else None
 
 
 def _estimate(found: Estimate, *, bold: bool) -> str:

@@ -73,7 +73,8 @@ class CCSAM:
             if self.length == "unit":
                 return torch.full_like(slope, self.scale)
             few = n.to(slope, non_blocking=True) ** 0.25
-            return self.scale * size**0.25 * (weight / (2 * (slope + TINY))).sqrt() / few
+            reach: Tensor = self.scale * size**0.25 * (weight / (2 * (slope + TINY))).sqrt() / few
+            return reach
 
         climb = Radial(length, per_tensor=self.norm == "per-tensor", cap=self.cap)
         flat = Term(

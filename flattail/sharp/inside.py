@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .passes import Look, Processes, call, coefficients, noise_state, same_noise, unit_of
 from .perturb import kept_buffers
+from .report import Outcome
 from .sums import Sums, accumulate, add_to_grad, positive
 from .terms import Part, Term
 
@@ -21,13 +22,13 @@ def inside_step(
     parts: Sequence[Part],
     model: nn.Module,
     inside: Any,
-    out: Any,
+    out: Outcome,
     *,
     scale: Tensor | float,
     together: bool,
     buffers: str,
     dropout: str,
-) -> Any:
+) -> Outcome:
     """One step of a method that displaces a Head or its Features: one pass of the backbone, however many groups climb.
 
     Micro-batches climb each by their own slopes, and means over members are means over the micro-batch;
@@ -47,7 +48,8 @@ def inside_step(
             noise[look.part] = noise_state(device)
         with processes.quiet(last), same_noise(replay, device):
             out.forwards += 1
-            return inside.look(look, name, scale * unit)
+            sight: tuple[Any, Any] = inside.look(look, name, scale * unit)
+            return sight
 
     # a first sweep, where several micro-batches climb by their common slopes
     sums, common = Sums(looks[0].terms), None

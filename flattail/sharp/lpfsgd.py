@@ -3,9 +3,10 @@
     1/M sum_j L_j(w + e_j),   e_j ~ N(0, sigma^2 diag(||w_f||^2)),
     sigma(t) = gamma (1 + (alpha - 1)(1 - cos(pi t)) / 2)
 
-with w_f the filter (the slice of a tensor's first axis) that a weight is in, or the whole tensor where it has one axis;
-L_j is the loss of every M-th sample. Nobody looks from w. Cost: F + B for one draw. For M: M (F + B), since a pass runs
-the whole batch; or (2 - 1/M) F + B where rows can be run apart. (The paper runs each part of the batch alone.)
+with w_f the filter that a weight is in (the slice of a tensor's first axis; the column of a cosine head), or the whole
+tensor where it has one axis; L_j is the loss of every M-th sample. Nobody looks from w. Cost: F + B for one draw. For
+M: M (F + B), since a pass runs the whole batch; or (2 - 1/M) F + B where rows can be run apart. (The paper runs each
+part of the batch alone.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .checks import check_not_negative, check_number
 from .noise import gaussian, nth_seed
-from .perturb import Blind, Tensors
+from .perturb import Blind, Tensors, filter_norms, filters_of
 from .terms import Context, Term
 
 
@@ -59,5 +60,5 @@ def by_filter(weights: Tensors, sigma: float, seed: int) -> list[Tensor]:
     """Gaussian noise of sigma times the norm of each filter."""
     noise = gaussian(weights, seed)
     for w, e in zip(weights, noise, strict=True):
-        e.mul_(sigma * (w.flatten(1).norm(dim=1).view(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else w.norm()))
+        e.mul_(sigma * (filter_norms(w, filters_of(w)) if w.ndim > 1 else w.norm()))
     return noise

@@ -259,8 +259,9 @@ class Processes:
 
     def quiet(self, last: bool) -> AbstractContextManager[Any]:
         """Only the last pass of a step lets DistributedDataParallel reduce; the others stay local."""
-        if self.group is not None and not last:
-            return self.model.no_sync()  # type: ignore[union-attr,operator]
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            local: AbstractContextManager[None] = self.model.no_sync()
+            return local
         return nullcontext()
 
     @contextmanager

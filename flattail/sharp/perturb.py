@@ -30,6 +30,18 @@ def dot(a: Tensors, b: Tensors) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
+def filters_of(w: Tensor) -> int:
+    """The axis along which a weight's filters lie: the first, or what its layer declares as `weight.filters`."""
+    axis: int = getattr(w, "filters", 0)
+    return axis
+
+
+def filter_norms(t: Tensor, axis: int) -> Tensor:
+    """The norm of every slice of an axis, in a shape that broadcasts against the whole."""
+    norms: Tensor = t.movedim(axis, 0).flatten(1).norm(dim=1)
+    return norms.view([-1 if d == axis else 1 for d in range(t.ndim)])
+
+
 def orthogonal(a: Tensors, b: Tensors) -> list[Tensor]:
     """The part of a that is orthogonal to b."""
     return list(torch._foreach_sub(a, torch._foreach_mul(b, dot(a, b) / (dot(b, b) + TINY**2))))
@@ -91,7 +103,8 @@ class Blind:
 
 def of_group(climb: Any, group: int) -> Climb:
     """A climb as one group of a grouped term makes it."""
-    return climb.of_group(group) if hasattr(climb, "of_group") else climb
+    own: Climb = climb.of_group(group) if hasattr(climb, "of_group") else climb
+    return own
 
 
 def l2_ball(rho: float) -> Radial:

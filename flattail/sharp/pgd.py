@@ -46,7 +46,8 @@ class PGD:
     def kicks(self, at: Context, slope: Tensors) -> Tensor:
         """Whether this step has a kick."""
         small = norm(slope) <= self.threshold if self.threshold < math.inf else torch.tensor(True)
-        return (at.memory["since"] >= self.pause) & small.to(at.memory["since"].device)
+        since: Tensor = at.memory["since"]
+        return (since >= self.pause) & small.to(since.device)
 
     def terms(self, at: Context) -> list[Term]:
         """Everybody, at w + xi or at w."""

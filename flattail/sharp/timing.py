@@ -51,7 +51,7 @@ class Timed(ABC):
     @property
     def merge(self) -> Callable[[Context, Gradients, Gradients], tuple[Tensors, Memory]] | None:
         """How the inner method merges, where it acts; elsewhere there is one gradient, and the memory stays."""
-        inner = getattr(self.method, "merge", None)
+        inner: Callable[..., tuple[Tensors, Memory]] | None = getattr(self.method, "merge", None)
 
         def merged(at: Context, gradients: Gradients, slopes: Gradients) -> tuple[Tensors, Memory]:
             if inner is not None and self.acts(at):

@@ -10,6 +10,9 @@ from cases import COUNTS, Pair, data, mlp
 from torch import nn
 
 from flattail.analysis import Landscape, filter_normalised, line, plane
+from flattail.models.heads import Cosine
+from flattail.sharp.lpfsgd import by_filter
+from flattail.sharp.noise import gaussian
 
 SMALL = {"dtype": "float64", "samples": 100}
 
@@ -27,6 +30,27 @@ def test_directions_have_the_norms_of_the_filters_and_spare_small_tensors():
     for a, b in ((w[0], d[0]), (w[2], d[2]), (w[3], d[3])):
         torch.testing.assert_close(a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1))
     assert not d[1].any()
+
+
+def test_a_filter_of_a_cosine_head_is_the_column_of_a_class():
+    head = copy.deepcopy(Cosine(7, 4)).double()
+    weight = head.weight.detach().mul_(torch.arange(1.0, 5.0))  # columns of length 1, 2, 3, 4
+    (d,) = filter_normalised([head.weight], torch.Generator().manual_seed(0))
+    torch.testing.assert_close(d.norm(dim=0), weight.norm(dim=0))
+    noise, (e,) = gaussian([weight], 3)[0], by_filter([head.weight], 0.1, 3)
+    torch.testing.assert_close(e, 0.1 * noise * weight.norm(dim=0))
+
+
+def test_a_plane_scales_a_cosine_head_by_classes():
+    torch.manual_seed(0)
+    model, (x, y) = Pair(nn.Linear(5, 7), Cosine(7, 6)).double(), data()
+    found = plane(model, [(x, y)], COUNTS, side=3, extent=0.5, **SMALL)
+    g = torch.Generator().manual_seed(0)
+    u, v = (filter_normalised(list(model.parameters()), g) for _ in range(2))
+    with torch.no_grad():
+        for p, a, b in zip(model.parameters(), u, v, strict=True):
+            p.add_(0.5 * a - 0.5 * b)
+    np.testing.assert_allclose(found["losses"][-1, 0, 2], F.cross_entropy(model(x), y).item())
 
 
 @pytest.mark.parametrize("scope", ["head", "all", r"backbone\.0"])

@@ -102,6 +102,25 @@ def test_classes_and_groups_by_name():
         members_of(("eel",), held, groups)
 
 
+def test_what_could_mean_several_classes_is_refused_and_can_be_written():
+    held, few = Samples.of(PIECES, classes=4), {"few": torch.tensor([0, 0, 1, 1]).bool()}
+    names = ["1", "2", "few", "#1"]
+    for said, ways in (
+        ("1", r"write #1 for class number 1 \('2'\) or #0 for class number 0 \('1'\)"),
+        ("few", r"write @few for the group or #2 for class number 2 \('few'\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"'{said}' has more than one meaning: {ways}$"):
+            members_of(said, held, few, names)
+    found = members_of("#1, @few, 0, #2, @all", held, few, names)
+    assert list(found) == ["1", "few", "0", "2", "all"]
+    assert found["1"].tolist() == [False, True, False, False]
+    assert found["few"].tolist() == [False, False, True, True]
+    assert list(members_of((1, 2), held, few, names)) == ["1", "2"]
+    assert list(members_of("2", held, few, ["0", "1", "2", "3"])) == ["2"]  # the same class either way
+    with pytest.raises(ValueError, match=r"more than one meaning: write #0 .* or #1"):
+        members_of("cat", held, few, ["cat", "cat", "dog", "eel"])
+
+
 def test_by_default_all_classes_and_no_silent_gaps():
     held = Samples.of(PIECES, classes=4)
     with pytest.raises(ValueError, match="class '3' has no samples"):

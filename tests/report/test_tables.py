@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flattail import runs
-from flattail.report import Difference, Estimate, markdown, summary
+from flattail.report import Difference, Estimate, latex, markdown, summary
 from flattail.report.estimates import difference
 from flattail.report.notes import headline, notes, warnings
 from flattail.report.tables import displaced, terms
@@ -188,7 +188,11 @@ def test_what_training_remarked_of_the_last_radius_is_shown_and_nothing_is_judge
     assert [line.remark for line in terms(row)] == ["no neighbourhood"]
 
 
-PLAIN = {"batch": 128, "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 2e-4}, "schedule": {"name": "cosine"}}
+PLAIN = {
+    "batch": 128, "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4},
+    "schedule": {"name": "cosine"}, "sampler": {"name": "uniform"}, "mix": None, "init": None,
+}  # fmt: skip
+POST_HOC = {"epochs": 0, "start": {"name": "tau-norm"}, "optim": {"name": "sgd", "lr": 0.1}, "batch": 32}
 
 
 def staged(*changes, epochs=20, **tree):
@@ -203,7 +207,12 @@ def staged(*changes, epochs=20, **tree):
         (staged({"method": {"name": "sam"}}), True),
         (staged({"loss": {"name": "ldam"}}, model={"name": "resnet20", "head": "cosine"}), True),
         (staged({}, {"loss": {"name": "ce", "weights": "effective"}}), True),  # deferred re-weighting
-        (staged({"optim": PLAIN["optim"] | {"weight_decay": 1e-3}}), True),
+        (staged({"sampler": {"name": "balanced"}}), True),
+        (staged({"mix": {"name": "mixup", "alpha": 1.0}}), True),
+        (staged({"epochs": 20}, POST_HOC), True),  # nothing is trained in it
+        (staged({"optim": PLAIN["optim"] | {"weight_decay": 1e-3}}), False),
+        (staged({"optim": PLAIN["optim"] | {"momentum": 0.5}}), False),
+        (staged({"init": "runs/ce/{seed}"}), False),
         (staged({}, data={"name": "digits-lt", "imbalance": 16, "shots": {"name": "mislas"}}), True),
         (staged({"batch": 64}), False),
         (staged({"optim": PLAIN["optim"] | {"lr": 0.01}}), False),
@@ -233,6 +242,24 @@ def test_differences_are_taken_within_a_protocol_and_nowhere_else(make, tmp_path
         assert any(text.startswith("Rows differ in") for text in notes([first, second]))
 
 
+def test_what_else_differs_between_rows_that_are_compared_is_said(make, tmp_path):
+    mixed = {"mix": {"name": "mixup", "alpha": 1.0}, "sampler": {"name": "balanced"}, "clip": 2.0}
+    for seed in range(2):
+        make("a", seed, **staged({}))
+        make("b", seed, tail=2.0, **staged(mixed | {"epochs": 20}, POST_HOC))
+    found = runs.find([tmp_path])
+    said, text = notes(summary(found)), latex(found)
+    assert summary(found)[1].differences
+    for line in (
+        "Rows differ in sampler — uniform: a; balanced: b.",
+        "Rows differ in mix — none: a; mixup (alpha 1.0): b.",
+        "Rows differ in other settings — none: a; clip 2.0, then start tau-norm: b.",
+    ):
+        assert line in said and line in markdown(found) and f"% {line}" in text
+    same = next(line for line in said if line.startswith("The same"))
+    assert "begun from new weights; batch 128; optimiser sgd (lr 0.1, momentum 0.9, weight_decay 0.0002);" in same
+
+
 def row_of(name, **differences):
     """A row as the headline sees it."""
     return type("", (), {"name": name, "differences": differences})()
@@ -249,6 +276,8 @@ def row_of(name, **differences):
         ([row_of("SAM", all=Difference(1.0, 0.5, 1.5, 3), few=Difference(0.0, -1.0, 1.0, 3)),
           row_of("LDAM", all=Difference(0.0, -0.5, 0.5, 3), few=Difference(4.0, 3.0, 5.0, 3)), row_of("elsewhere")],
          "Ahead of CE beyond noise: on all SAM (+1.0 [+0.5, +1.5]); on few LDAM (+4.0 [+3.0, +5.0])."),
+        ([row_of("SAM", all=Difference(5.0, 5.0, 5.0, 2), few=Difference(4.0, 4.0, 4.0, 2))],  # without width
+         "No method is ahead of CE beyond noise (95 % intervals of paired differences)."),
         ([row_of("SAM", all=Difference(9.0, math.nan, math.nan, 1), few=Difference(9.0, math.nan, math.nan, 1))],
          "Nobody can be called ahead of CE: an interval takes two seeds in common."),
     ],
@@ -299,4 +328,6 @@ def test_rows_are_values(make, tmp_path):
 def test_equal_differences_by_chance_are_no_finding():
     """Two seeds that differ by as many images have an interval without width."""
     assert not difference([(48.0, 48.4), (47.0, 47.4)]).clear
-    assert difference([(48.0, 58.4), (47.0, 57.41)]).clear
+    behind, ahead = (difference(pairs) for pairs in ([(48.0, 58.4), (47.0, 57.41)], [(58.4, 48.0), (57.41, 47.0)]))
+    assert behind.clear and ahead.clear
+    assert (behind.ahead, ahead.ahead) == (False, True)

@@ -39,6 +39,20 @@ def test_a_line_per_run_with_documented_columns(found):
         assert (line["fingerprint"], line["classes_few"], line["test_images"]) == ("5f1c0a9e", "3", "360")
 
 
+def test_lines_that_may_be_compared_share_a_protocol(make, tmp_path):
+    def stage(**options):
+        return {"recipe": {"stages": [{"epochs": 20, "optim": {"name": "sgd", "lr": 0.1}, "mix": None} | options]}}
+
+    make("ce", 0, **stage())
+    make("mixed", 0, **stage(mix={"name": "mixup"}))
+    make("decayed", 0, **stage(optim={"name": "sgd", "lr": 0.1, "weight_decay": 1e-3}))
+    make("second", 0, fingerprint="other", **stage(init="runs/ce/{seed}"))
+    found = csv.DictReader(comma_separated(runs.find([tmp_path / "runs"])).splitlines())
+    shared = {line["label"]: line["protocol"] for line in found}
+    assert shared["mixed"] == shared["ce"]
+    assert len({shared["ce"], shared["decayed"], shared["second"]}) == 3
+
+
 def test_latex_is_booktabs_escaped_and_bold_only_beyond_noise(found):
     text = latex(found)
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
@@ -54,7 +68,7 @@ def test_latex_is_booktabs_escaped_and_bold_only_beyond_noise(found):
     for name in ("many", "medium", "few", "all"):
         best = max((row for row in rows if row.n), key=lambda row: row.columns[name].mean)
         bold = rf"\mathbf{{{sam.columns[name].mean:.1f}}} \pm {sam.columns[name].sd:.1f}"
-        assert (bold in body) == (best is sam and sam.differences[name].low > 0)
+        assert (bold in body) == (best is sam and sam.differences[name].ahead)
     assert r"\mathbf" in body and "--" in body
 
 
@@ -63,6 +77,16 @@ def test_without_a_clear_difference_nothing_is_bold(make, tmp_path):
         make("ce", seed)
         make("sam", seed, tail=1.25, terms=["flat"])
     assert not summary(runs.find([tmp_path]))[1].differences["all"].clear
+    assert r"\mathbf" not in latex(runs.find([tmp_path]))
+
+
+def test_equal_differences_by_chance_are_not_bold(make, tmp_path):
+    for seed, base in enumerate((0.80, 0.78)):
+        make("ce", seed, all=base, groups={"many": base, "medium": base, "few": base})
+        ahead = base + 0.05
+        make("sam", seed, terms=["flat"], all=ahead, groups={"many": ahead, "medium": ahead, "few": ahead})
+    change = summary(runs.find([tmp_path]))[1].differences["all"]
+    assert change.low > 0 and not change.clear
     assert r"\mathbf" not in latex(runs.find([tmp_path]))
 
 
