@@ -18,8 +18,8 @@ from torch import Tensor
 from . import runs
 from .analysis import ANALYSES, cross_entropy
 from .data.halves import in_order
-from .experiment import restored
 from .losses import Loss, needs
+from .rebuilt import restored
 from .recipe import Recipe, RecipeError, built, guess, to_tree
 from .sharp import ERM, SAM, Method, Weighted
 

@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,19 +26,12 @@ from .data.loading import workers_here
 from .data.pictures import Preparation
 from .data.streamed import told, unread
 from .devices import synchronised
-from .rebuilt import begin, build, load, restored
+from .possible import refuse_impossible
+from .rebuilt import begin, load
 from .recipe import Recipe, Tracker, identity, signed, to_tree
-from .scores import Scores, evaluate
-from .sharp.engine import placed
-from .sharp.head import Head
+from .scores import evaluate
 from .sharp.report import doubt
-from .stage import Stage, freeze, grouped, set_mode, sharpness_aware
-from .starts import NO_VALIDATION, shaped
-from .train import Place, State, accelerated, epoch_batches, fit, logits_of
-
-__all__ = [
-    "build", "environment", "judged", "load", "mended", "restored", "run", "scored", "store", "warnings",
-]  # fmt: skip
+from .train import Place, State, accelerated, fit, logits_of
 
 CONTIGUOUS = torch.contiguous_format  # and apart, where modules share a weight
 CHECKPOINT = "checkpoint.pt"
@@ -245,56 +237,6 @@ def store(
     runs.write_json(folder / runs.SCORES, outcome)
 
 
-def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
-    """Raise ValueError for a stage that could not train this model on these data, before anything is written."""
-    model = deepcopy(model)
-    for i, stage in enumerate(recipe.stages):
-        try:
-            if stage.start.sweeps and data.val is None:
-                raise ValueError(NO_VALIDATION)
-            shaped(model, [stage.start], data.classes)
-            trained = freeze(model, stage)
-            grouped(model, stage)
-            if i == 0 and not (stage.init or getattr(recipe.model, "weights", None)):
-                refuse_random_backbone(model, trained if stage.epochs else [])
-            if stage.constraint is not None:
-                stage.constraint.shape(model)
-                stage.constraint.begin(model)
-            refuse_single(model, stage, data)
-            place = placed(model, sharpness_aware(model, stage, data).how["only"])
-            if stage.method.where == "head":
-                Head(model, place)
-            if stage.constraint is not None:
-                stage.constraint.end(model)
-        except ValueError as error:
-            raise ValueError(f"recipe.stages[{i}]: {error}") from error
-
-
-def refuse_single(model: nn.Module, stage: Stage, data: LongTail) -> None:
-    """Raise ValueError where a batch has a single image and the network, in training, wants more of them."""
-    least = min(map(len, epoch_batches(data.train, stage, 0, 0.0)), default=0)
-    if least and least // min(stage.micro, least) == 1:
-        set_mode(model, stage)
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, *Preparation.of(data.test).shape))
-        except ValueError as error:
-            raise ValueError(
-                f"a batch, or a micro-batch of one, has a single image, which this network cannot train on ({error}): "
-                "write `drop_last: true`, another `batch`, or fewer `micro`"
-            ) from error
-
-
-def refuse_random_backbone(model: nn.Module, trained: list[nn.Parameter]) -> None:
-    """Raise ValueError for a first stage that leaves a new backbone as it is: a second stage without a first."""
-    ids, backbone = {id(p) for p in trained}, list(getattr(model, "backbone", model).parameters())
-    if backbone and not any(id(p) in ids for p in backbone):
-        raise ValueError(
-            "the backbone is new and stays so: put a stage that trains it before this one, or take its weights from a "
-            "run, `init: runs/FOLDER/RECIPE/{seed}`"
-        )
-
-
 def tracked(tracker: Tracker | None, folder: Path) -> dict[str, Any]:
     """What an Accelerator is told of a tracker. ImportError, naming the extra, if its package is not installed."""
     if tracker is None:
@@ -377,65 +319,3 @@ def revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return said[0] + ("+" if said[1] else "")
-
-
-# -- looking again -------------------------------------------------------------------------------------
-
-
-def mended(folder: Path, root: Path, device: str | None) -> None:
-    """Write the scores and test logits of a finished run again where they cannot be read: from its trained model."""
-    try:
-        done = runs.read(folder)
-        if done.scores is not None:
-            done.logits()
-        return
-    except (ValueError, FileNotFoundError):
-        path, aside = folder / runs.SCORES, folder / f".{runs.SCORES}.damaged"
-        if not path.exists() or not (folder / runs.MODEL).exists():
-            raise
-    try:
-        whole = runs.read(folder).scores is not None
-    except (ValueError, FileNotFoundError):
-        whole = False
-        path.rename(aside)
-    try:
-        recipe, data, model, _ = restored(folder, root)
-        accelerator = accelerated(device, "fp32")
-        done = runs.read(folder)
-        imported = "imported" in done.env
-        last = max((i for i, stage in enumerate(recipe.stages) if stage.start != Stage.start), default=0)
-        chosen = [row for row in done.rows if "score" in row and row["stage"] >= last]
-        epoch = max(chosen, key=lambda row: row["score"])["epoch"] if chosen else len(done.rows) - 1
-        outcome, logits, y = judged(
-            model.to(accelerator.device), recipe, data, accelerator.device,
-            epoch=None if imported or epoch < 0 else epoch, said=warnings(recipe, [dict(row) for row in done.rows]),
-        )  # fmt: skip
-        outcome |= {"selection": "imported"} if imported else {}
-        outcome |= beside(done.rows, done.env)
-        runs.write_logits(folder, logits.numpy(), y.numpy())
-        if not whole:
-            runs.write_json(folder / runs.SCORES, outcome)
-    finally:
-        if path.exists():
-            aside.unlink(missing_ok=True)
-        else:
-            aside.rename(path)
-
-
-def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"), device: str | None = None) -> Scores:
-    """The scores of a finished run, anew from its logits; or, with `views`, from its model and the test images.
-
-    What is damaged of its scores or logits is written again, from its model and the test images.
-    """
-    mended(Path(folder), root, device)
-    done = runs.read(Path(folder))
-    if done.scores is None:
-        raise ValueError(f"{folder} holds no finished run: `flattail train ... --resume` finishes it")
-    groups = {n: torch.tensor(mask) for n, mask in done.scores["groups"].items()}
-    if views is None:
-        logits, y = (torch.from_numpy(a) for a in done.logits())
-        return evaluate(logits, y, groups=groups)
-    _, data, model, _ = restored(folder, root)
-    accelerator = accelerated(device, "fp32")
-    logits, y = logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")
-    return evaluate(logits, y, groups=groups)

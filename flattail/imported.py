@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import runs
-from .experiment import build, environment, judged, load, store
+from .experiment import environment, judged, store
 from .models import Cosine, ResNet30, ResNet32
 from .models.heads import innermost, sizes
+from .rebuilt import build, load
 from .recipe import Recipe, signed
 from .stage import Stage
 from .starts import Keep, shaped

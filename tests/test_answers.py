@@ -6,7 +6,7 @@ from small import digits
 from torch import nn
 
 from flattail.answers import logits_of
-from flattail.experiment import build, load
+from flattail.rebuilt import build, load
 
 
 class Full(nn.Module):

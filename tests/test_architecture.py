@@ -46,12 +46,15 @@ MAY: dict[str, set[str]] = {
     },
     "rebuilt": {"torch", "safetensors", "data", "recipe", "runs", "starts"},
     "probe": {"torch", "batches", "closures", "data", "devices", "rebuilt", "recipe", "stage", "starts"},
+    "possible": {"torch", "batches", "data", "recipe", "sharp", "stage", "starts"},
     "experiment": {
-        "torch", "accelerate", "safetensors", "rebuilt", "recipe", "runs", "scores", "train", "stage", "starts",
-        "sharp", "data", "checkpoint", "devices", "flattail",
+        "torch", "accelerate", "safetensors", "possible", "rebuilt", "recipe", "runs", "scores", "train", "sharp",
+        "data", "checkpoint", "devices", "flattail",
     },
+    "rescored": {"torch", "answers", "devices", "experiment", "rebuilt", "runs", "scores", "stage"},
     "examine": {
-        "torch", "accelerate", "numpy", "yaml", "analysis", "experiment", "recipe", "runs", "data", "losses", "sharp",
+        "torch", "accelerate", "numpy", "yaml", "analysis", "devices", "rebuilt", "recipe", "runs", "data", "losses",
+        "sharp",
     },
     "worlds": {
         "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "sharp", "starts",
@@ -63,7 +66,9 @@ MAY: dict[str, set[str]] = {
         "torch", "safetensors", "yaml", "jinja2", "onnx", "onnxruntime", "onnxscript", "classifier", "data", "models",
         "rebuilt", "recipe", "runs", "starts",
     },
-    "imported": {"torch", "safetensors", "recipe", "runs", "experiment", "models", "stage", "starts", "train"},
+    "imported": {
+        "torch", "safetensors", "recipe", "rebuilt", "runs", "experiment", "models", "stage", "starts", "train",
+    },
     "catalogue": {"yaml", "recipe", "sharp", "data", "stage"},
     "advice": {
         "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches",
@@ -71,13 +76,13 @@ MAY: dict[str, set[str]] = {
     },
     "jobs": {"torch", "rich", "devices", "recipe", "experiment", "runs", "checkpoint"},
     "sweep": {
-        "torch", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs", "rebuilt",
-        "recipe", "report", "runs", "scores", "train",
+        "torch", "yaml", "optuna", "matplotlib", "checkpoint", "data", "devices", "experiment", "jobs",
+        "possible", "rebuilt", "recipe", "report", "runs", "scores", "train",
     },
     "cli": {
-        "typer", "rich", "catalogue", "recipe", "rebuilt", "probe", "experiment", "jobs", "examine", "imported",
-        "worlds", "priors", "scores", "report", "runs", "classifier", "predict", "export", "data", "flattail",
-        "sweep", "advice", "devices",
+        "typer", "rich", "catalogue", "recipe", "rebuilt", "possible", "rescored", "probe", "experiment", "jobs",
+        "examine", "imported", "worlds", "priors", "scores", "report", "runs", "classifier", "predict", "export",
+        "data", "flattail", "sweep", "advice", "devices",
     },
     "__main__": {"cli"},
     "flattail": set(),  # flattail/__init__.py imports nothing: its names come on first use

@@ -38,7 +38,10 @@ TREE = {
 STEP = {"batch": 75, "optim": {"lr": 0.01}, "epochs": 1}
 SECOND_STAGES = {
     "scales": [STEP | {"start": "scales", "train": "head", "rates": {"inner": 0.5}, "average": "ema:0.5"}],
-    "means": [STEP | {"start": "class-means", "average": "swa"}, {"epochs": 0, "start": "logit-adjust"}],
+    "means": [
+        STEP | {"start": "class-means", "average": "swa"},
+        {"epochs": 0, "start": {"name": "logit-adjust", "scale": 1.0}},
+    ],
     "norms": [STEP | {"constraint": "spectral-norm"}, {"epochs": 0, "start": "tau-norm"}],
     "align": [STEP | {"start": "disalign", "constraint": "max-norm"}],
 }

@@ -13,10 +13,12 @@ from small import DIGITS, digits
 from torch import nn
 
 from flattail import evaluate, runs
-from flattail.experiment import build, load, run, scored, start_tracker, tracked, warnings
+from flattail.experiment import run, start_tracker, tracked, warnings
 from flattail.models import Split
 from flattail.probe import probe
+from flattail.rebuilt import build, load
 from flattail.recipe import EvaluationProtocol, Recipe, Tracker, from_tree, signed
+from flattail.rescored import scored
 from flattail.sharp import CCSAM, SAM, SSESAM, Every, ImbSAM, Window
 from flattail.stage import Stage
 

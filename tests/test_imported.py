@@ -16,11 +16,12 @@ from torch import nn
 from torchvision.models import get_model
 
 from flattail import runs
-from flattail.experiment import run, scored
+from flattail.experiment import run
 from flattail.imported import fitted, import_run, opened, read_class_map, taken
 from flattail.models import ResNet8, ResNet20, ResNet30, ResNet32, ResNet34Cifar, Split, Torchvision
 from flattail.recipe import from_tree
 from flattail.report import build as report
+from flattail.rescored import scored
 
 
 @pytest.fixture(autouse=True)

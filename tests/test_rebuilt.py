@@ -12,10 +12,12 @@ from flattail import runs
 from flattail.answers import logits_of
 from flattail.checkpoint import Interrupted
 from flattail.examine import examine
-from flattail.experiment import load, restored, run, scored
+from flattail.experiment import run
 from flattail.imported import import_run
 from flattail.models import Aligned, ResNet8, Scaled
+from flattail.rebuilt import load, restored
 from flattail.recipe import EvaluationProtocol, from_tree, identity
+from flattail.rescored import scored
 
 ONE = {"epochs": 1, "batch": 64}
 HEAD = ONE | {"train": "head", "sampler": "balanced"}

@@ -34,7 +34,7 @@ def evaluate(
             raise ValueError(f"--views is one or flip, not {views}")
         if threshold is not None and open_ is None:
             raise ValueError("--threshold is for images of unknown classes: add --open DATA")
-        from ..experiment import scored
+        from ..rescored import scored
         from ..worlds import met, under_priors
 
         how: dict[str, Any] = {"views": views, "root": root, "device": device}

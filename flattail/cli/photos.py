@@ -66,7 +66,7 @@ def choose(data: Path, sets: Sequence[str], minutes: float, fetch: bool, seeds: 
 
     from ..advice import compared, described, machine, pace, plain, planned, recipe_of, seconds, settled
     from ..devices import accelerated
-    from ..experiment import refuse_impossible
+    from ..possible import refuse_impossible
     from ..rebuilt import build, load
     from ..recipe import changed
 

@@ -85,6 +85,17 @@ def _trained(name: str) -> Callable[[Run], str | None]:
     return _staged(lambda stage: (stage[name] or {}) if stage["epochs"] and name in stage else None)
 
 
+def _rate(stage: Mapping[str, Any]) -> str | None:
+    optim = stage.get("optim", {})
+    return f"{optim.get('name', 'sgd')} {optim['lr']}" if stage["epochs"] and "lr" in optim else None
+
+
+def _momentum(stage: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What else an optimiser has, where it does something."""
+    optim = {name: value for name, value in stage.get("optim", {}).items() if name not in ("name", "lr") and value}
+    return optim if stage["epochs"] and "optim" in stage else None
+
+
 def _others(stage: Mapping[str, Any]) -> dict[str, Any]:
     """Further settings of a stage, where they do something."""
     names = ("start", "train", "rates", "clip", "average", "constraint", "only")
@@ -99,7 +110,8 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "epochs": lambda run: run.epochs,
     "begun from": lambda run: run.recipe["stages"][0].get("init") or _weights(run) or "new weights",
     "batch": _trained("batch"),
-    "optimiser": _trained("optim"),
+    "learning rate": _staged(_rate),
+    "optimiser": _staged(_momentum),
     "schedule": _trained("schedule"),
     "augmentation": _trained("augment"),
     "sampler": _trained("sampler"),
@@ -110,7 +122,9 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "dtype": lambda run: run.env.get("dtype"),
     "torch": lambda run: run.env.get("versions", {}).get("torch"),
 }
-SHARED = ("data fingerprint", "epochs", "begun from", "batch", "optimiser", "schedule", "augmentation")
+SHARED = (
+    "data fingerprint", "epochs", "begun from", "batch", "learning rate", "optimiser", "schedule", "augmentation",
+)  # fmt: skip
 PROTOCOL: dict[str, Callable[[Run], Any]] = {what: FACTS[what] for what in SHARED} | {
     "data": lambda run: spelled(_without(run.recipe["data"], "shots")),  # groups are only how results are told
     "model": lambda run: spelled(_without(run.recipe["model"], "head")),  # a cosine head belongs to its loss

@@ -41,7 +41,7 @@ def notes(rows: Sequence["Row"]) -> list[str]:
     for what, pick in FACTS.items():
         found = _differing(rows, pick)
         if len(found) == 1:
-            same.append(f"{what} {next(iter(found))}")
+            same += [f"{what} {value}" for value in found if value != "none"]
         elif found:
             each = "; ".join(f"{text}: {', '.join(names)}" for text, names in found.items())
             differing.append(f"Rows differ in {what} — {each}.")

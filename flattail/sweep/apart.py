@@ -12,7 +12,7 @@ import torch
 
 from ..data import LongTail
 from ..devices import accelerated
-from ..experiment import refuse_impossible
+from ..possible import refuse_impossible
 from ..rebuilt import begin, load
 from ..recipe import Recipe, RecipeError
 from .settings import Sweep, told

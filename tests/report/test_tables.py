@@ -257,7 +257,9 @@ def test_what_else_differs_between_rows_that_are_compared_is_said(make, tmp_path
     ):
         assert line in said and line in markdown(found) and f"% {line}" in text
     same = next(line for line in said if line.startswith("The same"))
-    assert "begun from new weights; batch 128; optimiser sgd (lr 0.1, momentum 0.9, weight_decay 0.0002);" in same
+    assert (
+        "begun from new weights; batch 128; learning rate sgd 0.1; optimiser momentum 0.9, weight_decay 0.0002;" in same
+    )
 
 
 def row_of(name, **differences):
