@@ -9,9 +9,11 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from longer import STYLE, by_row, save, title, wrapped
+from longer import STYLE, WITHOUT, by_row, save, title, wrapped
 from matplotlib.figure import Figure
+from measures import marked
 
+from flattail.report.estimates import difference
 from flattail.runs import Run
 
 HESSIAN = "hessian.json"  # what is kept of the analysis
@@ -38,14 +40,23 @@ class Spectrum(NamedTuple):
 
     title: str
     counts: list[int]  # training images of each class [C]
-    seeds: list[dict[str, Any]]  # arrays by number, in the order of `name`
+    seeds: dict[int, dict[str, Any]]  # arrays by number, in the order of `names`, of each seed
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes (their numbers) and groups."""
+        return next(iter(self.seeds.values()))["name"]
+
+    def each(self, number: str, name: str) -> dict[int, float]:
+        """A number by seed."""
+        return {seed: found[number][found["name"].index(name)] for seed, found in self.seeds.items()}
 
     def of(self, number: str, name: str) -> tuple[float, float | None]:
         """A number's mean over seeds and their standard deviation; of one seed the error over samples, if known."""
-        place = self.seeds[0]["name"].index(name)
-        values = [seed[number][place] for seed in self.seeds]
-        alone = self.seeds[0].get(f"{number}_samples")
-        return mean(values), stdev(values) if len(values) > 1 else alone[place] if alone else None
+        values = list(self.each(number, name).values())
+        alone = next(iter(self.seeds.values())).get(f"{number}_samples")
+        bar = stdev(values) if len(values) > 1 else alone[self.names.index(name)] if alone else None
+        return mean(values), bar
 
 
 def spectra(runs: Sequence[Run]) -> dict[str, Spectrum]:
@@ -54,7 +65,7 @@ def spectra(runs: Sequence[Run]) -> dict[str, Spectrum]:
     for row, seeds in by_row(runs).items():
         kept = [run for run in seeds.values() if (run.path / HESSIAN).exists()]
         if kept and kept[0].scores is not None:
-            each = [json.loads((run.path / HESSIAN).read_text()) for run in kept]
+            each = {run.seed: json.loads((run.path / HESSIAN).read_text()) for run in kept}
             found[row] = Spectrum(title(seeds), kept[0].scores["counts"], each)
     return found
 
@@ -68,7 +79,29 @@ def head_and_tail(runs: Sequence[Run]) -> str:
     for row in found.values():
         cells = [shown(*row.of(number, group)) for number in NUMBERS for group in ("many", "few")]
         lines.append(f"| {row.title} | {len(row.seeds)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *wrapped(f"{BARS} The ratio is |λ_min/λ_max|."), ""])
+    return "\n".join([*lines, "", *wrapped(f"{BARS} The ratio is |λ_min/λ_max|."), "", *changed(found)])
+
+
+def changed(found: dict[str, Spectrum]) -> list[str]:
+    """What a climb changes beside the same without it, seed by seed, where two seeds or more have both."""
+    lines = []
+    for name, plain in WITHOUT.items():
+        ours, theirs = found.get(name), found.get(plain)
+        common = sorted(ours.seeds.keys() & theirs.seeds.keys()) if ours and theirs else []
+        if ours is None or theirs is None or len(common) < 2:
+            continue
+        cells = []
+        for number in ("lambda_min", "lambda_max", "trace"):
+            for group in ("many", "few"):
+                a, b = ours.each(number, group), theirs.each(number, group)
+                cells.append(marked(difference([(a[seed], b[seed]) for seed in common])))
+        lines.append(f"| {ours.title} | {' | '.join(cells)} | {len(common)} |")
+    heads = [
+        f"{NUMBERS[number]} {group}" for number in ("lambda_min", "lambda_max", "trace") for group in ("many", "few")
+    ]
+    said = "Seed by seed, with half its 95 % t interval; in bold where that leaves out zero."
+    head = [f"| beside the same without it | {' | '.join(heads)} | n |", f"| --- |{' ---: |' * 7}"]
+    return [*head, *lines, "", said, ""] if lines else []
 
 
 def class_by_class(runs: Sequence[Run]) -> list[str]:
@@ -76,7 +109,7 @@ def class_by_class(runs: Sequence[Run]) -> list[str]:
     if not (found := spectra(runs)):
         return []
     first = next(iter(found.values()))
-    names = first.seeds[0]["name"]
+    names = first.names
     heads = [f"{name} ({first.counts[int(name)]:,})" if name.isdigit() else name for name in names]
     lines = [
         "## Class-wise Hessian",

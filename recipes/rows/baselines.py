@@ -442,6 +442,8 @@ def quickly() -> Iterator[Shipped]:
     plain = {
         "ce": Row("CE", "Cross-entropy", (s.first,)),
         "ce-drw": Row("CE + DRW", "Deferred re-weighting (Cao et al., NeurIPS 2019)", deferred(s, CE())),
+        "ce-drw-sam": Row("CE + DRW + SAM", "SAM and deferred re-weighting (Rangwani et al., NeurIPS 2022)",
+                          tuple(replace(stage, method=SAM(s.rho)) for stage in deferred(s, CE()))),
         "ldam-drw": Row("LDAM + DRW", "LDAM and DRW (Cao et al., NeurIPS 2019)", deferred(s, LDAM()), "cosine"),
         "vs": Row("VS", "Vector scaling (Kini et al., NeurIPS 2021)", (replace(s.first, loss=s.vs),)),
         "ce-sam": Row("CE + SAM", "SAM (Foret et al., ICLR 2021)", (replace(s.first, method=SAM(s.rho)),)),
