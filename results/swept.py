@@ -72,9 +72,10 @@ def draw_swept(runs: Sequence[Run], folder: Path) -> None:
         if not (found := swept(runs, name)):
             continue
         lows = {value: [low for run in each if (low := lowest(run)) is not None] for value, each in found.items()}
+        panels = 2 if sum(map(bool, lows.values())) > 1 else 1
         with mpl.rc_context(STYLE):
-            drawing = Figure(figsize=(8 if any(lows.values()) else 4.5, 3), layout="constrained")
-            left, *right = drawing.subplots(1, 2 if any(lows.values()) else 1, squeeze=False)[0]
+            drawing = Figure(figsize=(4 * panels, 3), layout="constrained")
+            left, *right = drawing.subplots(1, panels, squeeze=False)[0]
             for group, colour in COLOURS.items():
                 points(left, {v: [accuracy(run, group) for run in each] for v, each in found.items()}, colour, group)
             left.set(xlabel=said.partition(":")[0], ylabel="test accuracy, percent")
