@@ -63,12 +63,14 @@ def save(
     accelerator: Accelerator,
     state: State,
     identity: str,
+    fingerprint: str,
 ) -> None:
     """Write a checkpoint, with what the stage in progress remembers; the one before is kept, whatever happens."""
     if not accelerator.is_main_process:
         return
     content = {
         "identity": identity,
+        "fingerprint": fingerprint,
         "model": model.state_dict(),
         "stage": tensors,
         "threads": torch.get_num_threads(),
@@ -93,11 +95,11 @@ def remove(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | None:
+def load(path: Path | None, identity: str, fingerprint: str) -> tuple[dict[str, Any], State] | None:
     """What a checkpoint holds, or None where there is none; of a damaged one, with a warning, the one before.
 
     Raises:
-        ValueError: where both are damaged, or one is of another recipe.
+        ValueError: where both are damaged, or one is of another recipe, of other images, or of an older flattail.
     """
     if path is None or not any(p.exists() for p in (path, previous(path))):
         return None
@@ -121,10 +123,11 @@ def load(path: Path | None, identity: str) -> tuple[dict[str, Any], State] | Non
         )
     threads = saved["threads"]
     if saved["identity"] != identity:
-        raise ValueError(
-            f"{path} is a checkpoint of another recipe, or of other images: use another --out, or remove it to start "
-            "over"
-        )
+        raise ValueError(f"{path} is a checkpoint of another recipe: use another --out, or remove it to start over")
+    if "fingerprint" not in saved:
+        raise ValueError(f"{path} is a checkpoint of an older flattail: finish the run with that, or remove it")
+    if saved["fingerprint"] != fingerprint:
+        raise ValueError(f"{path} was trained on other images than those here: bring them back, or remove it")
     if threads != (now := torch.get_num_threads()):
         warnings.warn(
             f"{path} was written with {threads} threads, and this process has {now}: bit for bit the same it goes on "

@@ -73,7 +73,10 @@ class Training:
         if self.checkpoint is not None and torch.isfinite(norm([p.detach() for p in self.model.parameters()])):
             self.state.wall = self.wall
             tensors = {} if work is None else work.tensors()
-            checkpoints.save(self.checkpoint, self.model, tensors, self.accelerator, self.state, self.identity)
+            checkpoints.save(
+                self.checkpoint, self.model, tensors, self.accelerator, self.state, self.identity,
+                self.data.fingerprint,
+            )  # fmt: skip
             self.written = time.monotonic()
 
 

@@ -27,13 +27,12 @@ from .data.pictures import Preparation
 from .data.streamed import told, unread
 from .devices import synchronised
 from .possible import refuse_impossible
-from .rebuilt import begin, load
+from .rebuilt import begin, load, weights_of
 from .recipe import Recipe, Tracker, identity, signed, to_tree
 from .scores import evaluate
 from .sharp.report import doubt
 from .train import Place, State, accelerated, fit, logits_of
 
-CONTIGUOUS = torch.contiguous_format  # and apart, where modules share a weight
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -134,7 +133,7 @@ def train(
     epoch = fit(
         model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
         accelerator=accelerator, workers=workers, compile=recipe.compile,
-        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{how['seed']}/{data.fingerprint}",
+        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{how['seed']}",
         score=None if recipe.protocol.selection == "last" else score, watch=watched if watch else None,
         on_epoch=keep, state=state, **how,
     )  # fmt: skip
@@ -231,7 +230,7 @@ def store(
 ) -> None:
     """Write what a run directory holds of a trained model; the scores, which make it finished, come last."""
     runs.write_logits(folder, logits.numpy(), y.numpy())
-    weights = as_safetensors({n: t.cpu().clone(memory_format=CONTIGUOUS) for n, t in model.state_dict().items()})
+    weights = as_safetensors(weights_of(model))
     runs.write_bytes(folder / runs.MODEL, weights)
     runs.write_json(folder / runs.ENV, env)
     runs.write_json(folder / runs.SCORES, outcome)

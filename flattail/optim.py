@@ -85,7 +85,7 @@ class Multistep:
     at: tuple[float, ...] = (0.8, 0.9)  # shares of training at which the rate drops
     factors: tuple[float, ...] = (0.01, 0.0001)  # of the full rate, from each drop on
     warmup: float = 0.0  # share of training for the warm-up; 0.025 is 5 of 200 epochs
-    start: float = 0.0  # where the warm-up's line begins, one epoch before the first
+    start: float = 0.0  # where the warm-up's line begins: one epoch before the first; by the step, with the first
 
     def __post_init__(self) -> None:
         if len(self.at) != len(self.factors):

@@ -14,7 +14,7 @@ from .recipe import Recipe
 from .sharp.engine import placed
 from .sharp.head import Head
 from .stage import Stage, freeze, grouped, set_mode, sharpness_aware
-from .starts import NO_VALIDATION, shaped
+from .starts import NO_VALIDATION, head_of, refuse_bare, shaped
 
 
 def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
@@ -24,6 +24,7 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
         try:
             if stage.start.sweeps and data.val is None:
                 raise ValueError(NO_VALIDATION)
+            refuse_bare(stage.start, head_of(model, stage.start))
             shaped(model, [stage.start], data.classes)
             trained = freeze(model, stage)
             grouped(model, stage)
@@ -32,7 +33,9 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
             if stage.constraint is not None:
                 stage.constraint.shape(model)
                 stage.constraint.begin(model)
-            refuse_single(model, stage, data)
+            least = min(map(len, epoch_batches(data.train, stage, 0, 0.0)), default=0)
+            if stage.epochs and least and least // min(stage.micro, least) == 1:
+                refuse_single(model, stage, data)
             place = placed(model, sharpness_aware(model, stage, data).how["only"])
             if stage.method.where == "head":
                 Head(model, place)
@@ -43,18 +46,16 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
 
 
 def refuse_single(model: nn.Module, stage: Stage, data: LongTail) -> None:
-    """Raise ValueError where a batch has a single image and the network, in training, wants more of them."""
-    least = min(map(len, epoch_batches(data.train, stage, 0, 0.0)), default=0)
-    if least and least // min(stage.micro, least) == 1:
-        set_mode(model, stage)
-        try:
-            with torch.no_grad():
-                model(torch.zeros(1, *Preparation.of(data.test).shape))
-        except ValueError as error:
-            raise ValueError(
-                f"a batch, or a micro-batch of one, has a single image, which this network cannot train on ({error}): "
-                "write `drop_last: true`, another `batch`, or fewer `micro`"
-            ) from error
+    """Raise ValueError where the network, in training, cannot take a single image."""
+    set_mode(model, stage)
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *Preparation.of(data.test).shape))
+    except ValueError as error:
+        raise ValueError(
+            f"a batch, or a micro-batch of one, has a single image, which this network cannot train on ({error}): "
+            "write `drop_last: true`, another `batch`, or fewer `micro`"
+        ) from error
 
 
 def refuse_random_backbone(model: nn.Module, trained: list[nn.Parameter]) -> None:

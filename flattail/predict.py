@@ -69,7 +69,8 @@ def predict(
             f"{of.run.path}: this run's images went through transforms of a data set of its own, or were no bytes, so "
             "files cannot be shown to its model: give it tensors (flattail.classifier), or export it"
         )
-    if under is not None and of.log_prior is None:
+    own = of.log_prior
+    if under is not None and own is None:
         raise ValueError(f"{of.run.path}: {of.doubts[-1]}, so there is nothing to correct for another prior")
     q = None if under is None else prior(under, of.counts, of.names)
     place = accelerated(device, "fp32").device
@@ -83,7 +84,7 @@ def predict(
             x = batch.x.to(place, non_blocking=True)
             logits = of.logits(normalised(x, of.images.mean, of.images.std)).float().cpu()
         fixed = of.scale * logits.double()
-        fixed = fixed if q is None or of.log_prior is None else corrected(fixed, of.log_prior, q)
+        fixed = fixed if q is None or own is None else corrected(fixed, own, q)
         told: dict[int, Answer | Unreadable] = {
             row: Answer(files[row], o, p) for row, o, p in zip(batch.rows, logits, fixed.softmax(1), strict=True)
         }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from . import runs
 from .data import LongTail
@@ -65,11 +65,15 @@ def build(recipe: Recipe, data: Sizes, seed: int) -> nn.Module:
 
 
 def restored(folder: Path, root: Path) -> tuple[Recipe, LongTail, nn.Module, int]:
-    """A finished run's recipe, data, trained model and seed. ValueError where the data have changed since."""
+    """A finished run's recipe, data, trained model and seed.
+
+    Raises ValueError where the training images are others than then, by number, labels and names; pixels and test
+    images are not compared.
+    """
     done = finished(Path(folder))
     recipe = from_tree(done.recipe)
     data = load(recipe, root, done.seed)
-    then = (done.scores or {}).get("fingerprint", data.fingerprint)
+    then = (done.scores or done.env).get("fingerprint", data.fingerprint)
     if then != data.fingerprint:
         raise ValueError(
             f"{folder} was trained on other images than those that are there now (fingerprint {then}, now "
@@ -97,6 +101,11 @@ def trained(done: runs.Run, recipe: Recipe, data: Sizes) -> nn.Module:
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold this run's weights: train it again ({error})") from error
     return model
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model as files hold it: on the host, contiguous, and apart where modules share a weight."""
+    return {n: t.cpu().clone(memory_format=torch.contiguous_format) for n, t in model.state_dict().items()}
 
 
 def starts(done: runs.Run, recipe: Recipe) -> list[Start]:

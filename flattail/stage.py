@@ -18,7 +18,7 @@ from .data.halves import Augment
 from .data.mix import Mix
 from .data.samplers import Sampler, Uniform
 from .losses import CE, Loss
-from .optim import SGD, Constant, Optim, Schedule
+from .optim import SGD, SLACK, Constant, Cosine, Multistep, Optim, Schedule
 from .sharp import ERM, Method, SharpnessAware
 from .starts import Keep, Start
 
@@ -166,7 +166,7 @@ def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, epoch: float, epoch
 
     A warm-up gives an epoch the rate of its end, as published; by the step it runs through the epoch, from its start.
     """
-    warm = epoch < getattr(stage.schedule, "warmup", 0.0) * epochs
+    warm = isinstance(stage.schedule, Multistep | Cosine) and epoch < stage.schedule.warmup * epochs - SLACK
     rate = stage.optim.lr * stage.schedule(epoch - 1 if warm and stage.clock == "step" else epoch, epochs)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]

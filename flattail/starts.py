@@ -85,7 +85,7 @@ class Keep:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same log shares [C]."""
+        """The same, log shares [C] and all."""
         return before
 
 
@@ -110,7 +110,7 @@ class NewHead:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """No log shares [C]: nothing is learnt yet."""
+        """One without log shares [C]: nothing is learnt yet."""
         return Softmax(1.0, None)
 
 
@@ -137,7 +137,7 @@ class Scales:
         return taken_over(head, given.before)
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same log shares [C]: scales begin at 1."""
+        """The same, log shares [C] and all: scales begin at 1."""
         return before
 
 
@@ -164,7 +164,7 @@ class DisAlign:
         return taken_over(head, given.before)
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """The same log shares [C]: scales begin at 1, margins at 0."""
+        """The same, log shares [C] and all: scales begin at 1, margins at 0."""
         return before
 
 
@@ -205,7 +205,7 @@ class TauNorm:
         return found
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """No log shares [C]: lengths are not what they were trained to be."""
+        """One without log shares [C]: lengths are not what they were trained to be."""
         return Softmax(1.0, None)
 
 
@@ -242,7 +242,7 @@ class ClassMeans:
         return {}
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """No log shares [C]: distances were not trained to be any; cosines keep their scale."""
+        """One without log shares [C]: distances were not trained to be any; cosines keep their scale."""
         return Softmax(before.scale if self.by == "cosine" else 1.0, None)
 
 
@@ -252,6 +252,10 @@ class LogitAdjust:
 
     tau: float | None = 1.0  # strength; none: the best of 0, 0.1 ... 2 on the validation half
     scale: float | None = None  # what the loss multiplied cosines by, e.g. 30 for LDAM: a bare cosine head needs it
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"scale: what a loss multiplies cosines by, e.g. 30, and not {self.scale}")
 
     @property
     def sweeps(self) -> bool:
@@ -263,16 +267,7 @@ class LogitAdjust:
         return "linear"
 
     def shape(self, head: nn.Module, classes: int) -> nn.Module:
-        """The head before with a shift; for a linear head the shift is its bias.
-
-        Raises ValueError for bare cosines without a scale: log shares are many times as large as any cosine.
-        """
-        core = innermost(head)
-        if self.scale is None and isinstance(core, Cosine) and core.scale == 1.0:
-            raise ValueError(
-                "start: logit-adjust shifts logits by log shares, and this head answers cosines, which the loss "
-                "multiplies: write what it multiplies them by, e.g. `scale: 30` after LDAM"
-            )
+        """The head before with a shift; for a linear head the shift is its bias."""
         return nn.Linear(*sizes(head)) if type(head) is nn.Linear else Shifted(deepcopy(head))
 
     @torch.no_grad()
@@ -289,11 +284,12 @@ class LogitAdjust:
         return found
 
     def after(self, before: Softmax, log_data: Tensor, found: Mapping[str, float]) -> Softmax:
-        """Log shares [C] less tau times those of the data."""
-        if before.log_prior is None:
-            return before
-        tau = found["tau"] if self.tau is None else self.tau
-        return before._replace(log_prior=(before.log_prior - tau * log_data).log_softmax(0))
+        """One whose log shares [C] are less by tau times those of the data; without any where no tau is known."""
+        tau = found.get("tau") if self.tau is None else self.tau
+        if before.log_prior is None or tau is None:
+            return before._replace(log_prior=None)
+        shift = tau * before.scale / (self.scale or 1.0) * log_data
+        return before._replace(log_prior=(before.log_prior - shift).log_softmax(0))
 
 
 STARTS: dict[str, type] = {
@@ -322,6 +318,7 @@ def shaped(model: nn.Module, starts: Sequence[Start], classes: int) -> nn.Module
 def begun(model: nn.Module, start: Start, given: Callable[[nn.Module], Given], classes: int) -> dict[str, float] | None:
     """The model with the head that a start makes of its own, and what was found; None where the head is kept."""
     before = head_of(model, start)
+    refuse_bare(start, before)
     head = start.shape(before, classes)
     if head is before:
         return None
@@ -329,6 +326,16 @@ def begun(model: nn.Module, start: Start, given: Callable[[nn.Module], Given], c
     found = start.fill(head.to("cpu", like.dtype), given(deepcopy(before).cpu().eval()))
     model.head = head.to(like)
     return found
+
+
+def refuse_bare(start: Start, head: nn.Module) -> None:
+    """Raise ValueError for log shares that would be taken from bare cosines: they are many times as large."""
+    core = innermost(head)
+    if isinstance(start, LogitAdjust) and start.scale is None and isinstance(core, Cosine) and core.scale == 1.0:
+        raise ValueError(
+            "start: logit-adjust shifts logits by log shares, and this head answers cosines, which the loss "
+            "multiplies: write what it multiplies them by, e.g. `scale: 30` after LDAM"
+        )
 
 
 def head_of(model: nn.Module, start: Start) -> nn.Module:

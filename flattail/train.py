@@ -91,7 +91,7 @@ def fit(
         on_step, state or State(),
     )  # fmt: skip
     state, last, weights = run.state, None, None
-    if (saved := checkpoints.load(checkpoint, identity)) is not None:
+    if (saved := checkpoints.load(checkpoint, identity, data.fingerprint)) is not None:
         tensors, loaded = saved
         vars(state).update(vars(loaded))
         run.before, last = state.wall, tensors["stage"]

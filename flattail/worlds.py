@@ -220,7 +220,8 @@ def softmax_of(recipe: Recipe, counts: Tensor, found: Mapping[str, Mapping[str, 
         getattr(stage.loss, "scale", 1.0), drawn.log() if log_prior is None else log_prior(counts, drawn=drawn)
     )
     for i, later in enumerate(recipe.stages[last + 1 :], last + 1):
-        before, softmax = softmax, later.start.after(softmax, data.log(), found.get(str(i), {}))
+        after = getattr(later.start, "after", lambda before, *_: before._replace(log_prior=None))
+        before, softmax = softmax, after(softmax, data.log(), found.get(str(i), {}))
         if softmax.log_prior is None and before.log_prior is not None:
-            said.append(f"{type(later.start).__name__} left logits whose softmax is no probability")
+            said.append(f"{type(later.start).__name__} left logits whose softmax is no probability that is known")
     return softmax, said

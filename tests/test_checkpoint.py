@@ -162,9 +162,7 @@ def a_checkpoint(path, identity="me"):
 def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path):
     path = a_checkpoint(tmp_path / "c.pt", "another")
     content = path.read_bytes()
-    with pytest.raises(
-        ValueError, match=f"{path} is a checkpoint of another recipe, or of other images: use another --out"
-    ):
+    with pytest.raises(ValueError, match=f"{path} is a checkpoint of another recipe: use another --out"):
         trained(net(), Stage(2, batch=16), checkpoint=path, identity="me")
     assert path.read_bytes() == content
 

@@ -15,12 +15,14 @@ from torch import nn
 from flattail import evaluate, runs
 from flattail.experiment import run, start_tracker, tracked, warnings
 from flattail.models import Split
+from flattail.possible import refuse_impossible
 from flattail.probe import probe
 from flattail.rebuilt import build, load
 from flattail.recipe import EvaluationProtocol, Recipe, Tracker, from_tree, signed
 from flattail.rescored import scored
 from flattail.sharp import CCSAM, SAM, SSESAM, Every, ImbSAM, Window
 from flattail.stage import Stage
+from flattail.starts import TauNorm
 
 
 @pytest.fixture(autouse=True)
@@ -556,8 +558,11 @@ def test_images_that_changed_since_training_are_refused(tmp_path):
     assert scored(folder, root=tmp_path).to_json() == plain(folder / "scores.json")["scores"]  # of its logits
     with pytest.raises(ValueError, match="was trained on other images than those that are there now"):
         scored(folder, views="one", root=tmp_path, device="cpu")
-    with pytest.raises(ValueError, match="a checkpoint of another recipe, or of other images"):
+    with pytest.raises(ValueError, match="was trained on other images than those here"):
         run(recipe, out=tmp_path, label="stopped", root=tmp_path, device="cpu", resume=True)
+    (folder / "scores.json").write_text("{")
+    with pytest.raises(ValueError, match="was trained on other images than those that are there now"):
+        scored(folder, root=tmp_path, device="cpu")  # by what env.json says
 
 
 # -- models with ways of their own ---------------------------------------------------------------------------------
@@ -603,6 +608,9 @@ def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp
         run(recipe(), out=tmp_path, device="cpu")
     assert not any(tmp_path.iterdir())
     assert run(recipe(drop_last=True), out=tmp_path, device="cpu").exists()
+    untrained = Stage(0, batch=104, start=TauNorm(1.0))
+    data = load(recipe(), tmp_path, 0)
+    refuse_impossible(Recipe(data, Pooled(), (Stage(1, batch=100), untrained)), data, Pooled().build(10))
 
 
 def test_a_pattern_that_spectral_norm_hides_is_refused_before_anything_is_written(tmp_path):

@@ -237,3 +237,12 @@ def test_a_mistake_is_a_message_and_leaves_nothing_behind(home, tmp_path, monkey
 def test_a_folder_that_is_no_export(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file: write it with `flattail export RUN`"):
         load_export(tmp_path)
+
+
+def test_a_softmax_that_is_no_probability_is_not_called_one(tmp_path):
+    folder = trained(tmp_path, stages=[ONE, {"epochs": 0, "start": {"name": "tau-norm", "tau": 1.0}}])
+    out = export(folder, tmp_path / "out", formats=["safetensors"]).folder
+    card = (out / "README.md").read_text()
+    assert "Their softmax is no probability" in card and "calibration error" not in card
+    assert json.loads((out / "config.json").read_text())["class_prior"] is None
+    agree(load_export(out), folder)

@@ -1,6 +1,7 @@
 """Optimisers are torch's; schedules follow the published factors."""
 
 import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -125,3 +126,17 @@ def test_a_warm_up_by_the_step_runs_from_nothing_to_the_full_rate(schedule):
 
     assert rates("step", 0, 0.5, 1, 1.5, 2) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0], abs=1e-12)
     assert rates("epoch", 0, 1, 2) == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_a_schedule_of_ones_own_is_asked_as_it_is():
+    @dataclass(frozen=True)
+    class Own:
+        warmup: int = 5  # epochs here, and no share
+
+        def __call__(self, epoch, epochs):
+            return 1 - epoch / epochs
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.param_groups[0]["factor"] = 1.0
+    stage = replace(Stage(20, optim=SGD(1.0), clock="step"), schedule=Own())
+    assert set_rate(optimizer, stage, 10, 20) == 0.5

@@ -226,6 +226,14 @@ def test_the_scale_of_a_loss_on_cosines_belongs_to_the_probabilities(tmp_path, d
     torch.testing.assert_close(torch.stack([a.probabilities for a in answers]), expected, rtol=0, atol=1e-4)
 
 
+def test_a_softmax_that_is_no_probability_is_corrected_for_no_prior(tmp_path, digits):
+    folder = trained(tmp_path, stages=[ONE, {"epochs": 0, "start": {"name": "tau-norm", "tau": 1.0}}])
+    of, files = classifier(folder), found([digits])[:3]
+    assert of.log_prior is None and len(list(predict(of, files, device="cpu"))) == 3
+    with pytest.raises(ValueError, match=r"TauNorm left logits .* nothing to correct for another prior"):
+        list(predict(of, files, under="uniform", device="cpu"))
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 

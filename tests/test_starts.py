@@ -23,6 +23,7 @@ from flattail.starts import (
     Scales,
     TauNorm,
     class_means,
+    refuse_bare,
     shaped,
 )
 
@@ -138,8 +139,11 @@ def test_logit_adjustment_subtracts_the_log_prior(kind, scale):
 
 def test_logit_adjustment_of_bare_cosines_needs_their_scale():
     with pytest.raises(ValueError, match=r"write what it multiplies them by, e\.g\. `scale: 30` after LDAM"):
-        LogitAdjust().shape(head("cosine"), C)
-    assert LogitAdjust().shape(Cosine(D, C, scale=25.0), C).inner.scale == 25.0
+        refuse_bare(LogitAdjust(), head("cosine"))
+    refuse_bare(LogitAdjust(scale=30.0), head("cosine"))
+    refuse_bare(LogitAdjust(), Cosine(D, C, scale=25.0))
+    with pytest.raises(ValueError, match="scale: what a loss multiplies cosines by"):
+        LogitAdjust(scale=0.0)
 
 
 def test_logit_adjustment_at_full_strength_turns_a_posterior_into_that_of_a_uniform_prior():

@@ -1,5 +1,6 @@
 """A finished run in other worlds: meeting an open set, thresholds, the priors that stages train for, bad input."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -233,6 +234,8 @@ def test_the_prior_of_a_method_that_weighs_classes():
         ("ldam", "class-means", (30, None)),
         ("ldam", {"name": "class-means", "by": "euclidean"}, (1, None)),
         ("ldam", {"name": "logit-adjust", "scale": 30.0}, (30, [1 / 3] * 3)),
+        ("ldam", {"name": "logit-adjust", "tau": 0.5, "scale": 15.0}, (30, [1 / 3] * 3)),
+        ("ce", {"name": "logit-adjust", "tau": None}, (1, None)),  # chosen, and not kept
     ],
 )
 def test_what_a_start_without_epochs_makes_of_the_softmax(first, start, expected):
@@ -242,7 +245,7 @@ def test_what_a_start_without_epochs_makes_of_the_softmax(first, start, expected
     (scale, log_p), said = softmax_of(recipe, torch.tensor([70, 20, 10]), {})
     assert (scale, log_p is None) == (expected[0], expected[1] is None)
     if log_p is None:
-        assert said[-1].endswith("left logits whose softmax is no probability")
+        assert said[-1].endswith("left logits whose softmax is no probability that is known")
     else:
         assert log_p.exp().tolist() == pytest.approx(expected[1])
 
@@ -261,7 +264,7 @@ def test_other_priors_need_a_softmax_that_is_a_probability(done, tmp_path):
     tree = yaml.safe_load((done / "recipe.yaml").read_text())
     tree["stages"].append({"epochs": 0, "start": "class-means"})
     (done / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(ValueError, match="ClassMeans left logits whose softmax is no probability, so there is nothing"):
+    with pytest.raises(ValueError, match=r"ClassMeans left logits .*, so there is nothing"):
         under_priors(done, ["uniform"])
 
 
@@ -292,3 +295,20 @@ def test_an_unfinished_run_and_a_wrong_prior_are_refused(done, tmp_path):
     (done / "scores.json").unlink()
     with pytest.raises(ValueError, match="holds no finished run"):
         under_priors(done, ["uniform"])
+
+
+class Halved:
+    """A start of one's own, which does not say what it leaves."""
+
+    sweeps = False
+
+    def kind(self, head):
+        return head
+
+
+def test_a_start_that_does_not_say_what_it_leaves():
+    recipe = from_tree(DIGITS | {"stages": [{"epochs": 1}, {"epochs": 0, "start": {"name": "tau-norm", "tau": 1.0}}]})
+    silent = dataclasses.replace(recipe.stages[1], start=Halved())
+    recipe = dataclasses.replace(recipe, stages=(recipe.stages[0], silent))
+    (scale, log_p), said = softmax_of(recipe, torch.tensor([70, 20, 10] + [1] * 7), {})
+    assert (scale, log_p) == (1.0, None) and said[-1].startswith("Halved left logits")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..data.folder import TESTED, TRAINED, Folder, called, folders, images, listed, visible
+from ..data.folder import TESTED, TRAINED, Folder, called, folders, images, listed, refuse_parts, visible
 from ..data.folder_images import read, upright
 from ..data.reading import printable
 from .pretrained import Pretrained, there
@@ -68,6 +68,8 @@ def place(data: Path) -> tuple[str, Path, str | None]:
         if test is None and len(classes) == 1:
             top = train[0]
         classes = folders(train[0] if test else top)
+    else:
+        refuse_parts(top)
     if not classes:
         loose = len(images(top))
         said = (

@@ -51,7 +51,7 @@ def predict(
         of = known(run, root)
         if top > len(of.names):
             raise ValueError(f"--top {top}: this run knows {len(of.names)} classes")
-        for said in of.doubts if prior else ():
+        for said in of.doubts if prior or of.log_prior is None else ():
             typer.secho(said, dim=True, err=True)
         unreadable: list[Unreadable] = []
 

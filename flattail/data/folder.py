@@ -68,22 +68,24 @@ class Folder:
 
 
 def refuse_halves(top: Path) -> None:
-    """Raise ValueError for a tree whose folders are parts of a data set, each with the classes in it, and no classes.
-
-    Parts are known by their names (`TRAINED`, `TESTED`), or by folders in them that are the same in all.
-    """
+    """Raise ValueError for a tree whose folders are parts of a data set by their names, and no classes."""
     train, test = ([half.name for half in called(top, names) if folders(half)] for names in (TRAINED, TESTED))
     if train and test:
         raise ValueError(
             f"{top} holds {'/, '.join([*train, *test])}/ with folders in them, which a share would take for classes: "
             f"write `test: {test[0]}`, or the path of {train[0]}/ to split the training images"
         )
-    parts = folders(top) if top.is_dir() else []
+
+
+def refuse_parts(top: Path) -> None:
+    """Raise ValueError for a tree whose folders hold the same folders of images, as parts of a data set do."""
+    parts = folders(top)
     if len(parts) > 1 and len(same := inside(parts[0])) > 1 and all(inside(part) == same for part in parts[1:]):
         raise ValueError(
             f"{top}: {listed([printable(part.name) for part in parts])} hold folders of the same names, "
             f"{listed(sorted(map(printable, same)))}, as parts of a data set do: call them train/ and test/, or give "
-            "the path of one; if they are the classes, take the images out of the folders in them"
+            "the path of one; if they are the classes, take the images out of the folders in them, or write a recipe "
+            "with `data: {name: folder, path: ..., test: 0.2}`"
         )
 
 

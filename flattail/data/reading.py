@@ -86,13 +86,16 @@ def opened(path: str, load: Callable[[str], Image.Image] = pil_loader) -> Image.
 def in_bytes(image: Image.Image) -> Image.Image:
     """An image of one deep channel (modes I;16, I, F) as 8-bit grey, any other as it is.
 
-    Whole numbers are of 0…65535 and fractions of 0…1; an image with values outside is stretched over its own range.
+    Whole numbers are of 0…65535, or of 0…255 where mode I has none above; fractions are of 0…1. An image with values
+    outside is stretched over its own range.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     x = np.asarray(image, dtype=np.float64)
     known = x[np.isfinite(x)]
     low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
+    if image.mode == "I" and known.size and known.min() >= 0 and known.max() <= 255:
+        high = 256.0
     if known.size and (known.min() < low or known.max() > high):
         low, high = known.min(), known.max()
     x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)

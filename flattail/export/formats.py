@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .. import runs
+from ..rebuilt import weights_of
 from .program import WEIGHTS, Program, load_export
 
 Run = Callable[[Tensor], Tensor]  # images [B, ch, H, W] in [0, 1] to logits [B, C]
@@ -110,9 +111,7 @@ def quiet() -> Iterator[None]:
 
 def write_safetensors(given: Given, path: Path) -> None:
     """The weights, under the names of the run's own; `config.json` beside them says what they belong to."""
-    state = given.program.model.state_dict()
-    tensors = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
-    runs.write_bytes(path, save(tensors, metadata={"format": "pt"}))
+    runs.write_bytes(path, save(weights_of(given.program.model), metadata={"format": "pt"}))
 
 
 def read_safetensors(path: Path) -> Run:

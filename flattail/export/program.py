@@ -23,7 +23,7 @@ class Program(nn.Module):
     """Images [B, ch, H, W], floats in [0, 1], to logits [B, C]: normalised, seen, scaled as the loss did.
 
     Where the run was judged by two views, logits are averaged over an image and its mirror here as well. The softmax of
-    the logits are probabilities under the class prior that the run was trained for.
+    the logits are probabilities under the class prior that the run was trained for, if it has one (`class_prior`).
     """
 
     mean: Tensor

@@ -68,7 +68,7 @@ def validated(
     fit(
         model, data, (replace(recipe.stages[0], init=None), *recipe.stages[1:]),
         seed=seed, accelerator=accelerator, workers=workers, compile=recipe.compile,
-        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{seed}/{data.fingerprint}", on_epoch=keep,
+        checkpoint=folder / CHECKPOINT, identity=f"{identity(recipe)}/{seed}", on_epoch=keep,
     )  # fmt: skip
     flip = recipe.protocol.views == "flip"
     logits, y = logits_of(model, data.test, device=accelerator.device, flip=flip, workers=workers)

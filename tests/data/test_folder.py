@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from flattail.data import Draw, Folder, Tensors, in_order
 from flattail.data.augment import Crop, Flip
+from flattail.data.folder import refuse_parts
 from flattail.data.folder_images import Held, Photographs, upright
 from flattail.data.reading import in_bytes, printable
 
@@ -109,9 +110,10 @@ def test_folders_that_hold_the_same_folders_are_parts_and_no_classes(tmp_path):
         r"2023, 2024 hold folders of the same names, cat, dog, .* call them train/ and test/, or give the path of one"
     )
     with pytest.raises(ValueError, match=said):
-        Folder(str(tmp_path), test=0.2).load(Path())
+        refuse_parts(tmp_path)
+    assert Folder(str(tmp_path), test=0.2).load(Path()).names == ("2023", "2024")  # a recipe has said what it is
     grow(tmp_path / "2024", {"owl": 1})
-    assert Folder(str(tmp_path), test=0.2).load(Path()).names == ("2023", "2024")
+    refuse_parts(tmp_path)
 
 
 def test_classes_of_the_same_one_folder_or_with_images_beside_their_folders_are_classes(tmp_path):
@@ -120,6 +122,7 @@ def test_classes_of_the_same_one_folder_or_with_images_beside_their_folders_are_
         grow(tmp_path / "beside" / name, {"left": 3, "right": 3})
         Image.new("RGB", (9, 9)).save(tmp_path / "beside" / name / "0.png")
     for tree in ("one", "beside"):
+        refuse_parts(tmp_path / tree)
         assert Folder(str(tmp_path / tree), test=0.2).load(Path()).names == ("cat", "dog")
 
 
@@ -226,6 +229,7 @@ def test_the_range_of_deep_images_is_that_of_their_kind_unless_they_leave_it():
 
     assert shades(0, 255, 256, 511, 65535, kind=np.uint16) == [0, 0, 1, 1, 255]
     assert shades(0, 25600, kind=np.int32) == [0, 100], "no image is stretched that lies in the range"
+    assert shades(0, 1, 255, kind=np.int32) == [0, 1, 255], "and whole numbers that are bytes stay so"
     assert shades(0, 65536, kind=np.int32) == [0, 255] and shades(70000, 70000, kind=np.int32) == [0, 0]
     assert shades(0, 0.5, kind=np.float32) == [0, 128] and shades(0, 0.5, 2, kind=np.float32) == [0, 64, 255]
     assert shades(np.nan, 0, 4, np.inf, kind=np.float32) == [0, 0, 255, 255]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flattail.models import MODELS, Cosine, ResNet8, ResNet20, ResNet32, ResNet34Cifar
+from flattail.models import MODELS, Cosine, ResNet8, ResNet20, ResNet30, ResNet32, ResNet34Cifar
 from flattail.models.resnet import Block, group_norm, shortcut
 
 SMALL = [ResNet8, ResNet20, ResNet32]
@@ -137,3 +137,12 @@ def test_second_derivatives_exist():
     slopes = torch.autograd.grad(loss, weights, create_graph=True)
     curves = torch.autograd.grad(sum(s.square().sum() for s in slopes), weights)
     assert all(torch.isfinite(c).all() for c in curves)
+
+
+def test_the_head_of_resnet30_begins_as_pytorchs_own_after_the_convolutions():
+    torch.manual_seed(0)
+    net = ResNet30(4).build(10)
+    torch.manual_seed(0)
+    ResNet32(4).build(10)
+    head = nn.Linear(16, 10)
+    assert torch.equal(net.head.weight, head.weight) and torch.equal(net.head.bias, head.bias)

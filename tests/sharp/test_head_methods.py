@@ -253,10 +253,15 @@ def test_a_head_whose_samples_share_something_has_them_together(shared, average)
     assert all(int(b) - int(before[n]) == 4 for n, b in steps.items())  # once a step
 
 
-def test_noise_that_a_loss_draws_is_the_same_after_a_noisy_backbone():
+@pytest.mark.parametrize("how", [{"mix": 0.5}, {"labels": "hard"}], ids=str)
+def test_noise_that_a_loss_draws_is_the_same_after_a_noisy_backbone(how):
     model, (x, y) = mlp(dropout=0.5), data()
-    aware = flat(model, CCSAM(scale=0.0, average="samples", mix=0.5))
-    aware.backward(lambda: F.cross_entropy(model(x) + torch.randn(len(y), CLASSES), y, reduction="none"), y)
+
+    def losses():
+        return F.cross_entropy(model(x) + torch.randn(len(y), CLASSES), y, reduction="none")
+
+    aware = flat(model, CCSAM(scale=0.0, average="samples", **how))
+    aware.backward(losses, y, hard=losses)
     assert float(aware.outcome.gaps["class"]) == 0.0
 
 
