@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import runs
 from .answers import logits_of
@@ -65,10 +66,14 @@ def scored(folder: Path, *, views: str | None = None, root: Path = Path("data"),
     if done.scores is None:
         raise ValueError(f"{folder} holds no finished run: `flattail train ... --resume` finishes it")
     groups = {n: torch.tensor(mask) for n, mask in done.scores["groups"].items()}
+    return evaluate(*judged_again(done, views, root, device), groups=groups)
+
+
+def judged_again(done: runs.Run, views: str | None, root: Path, device: str | None) -> tuple[Tensor, Tensor]:
+    """Test logits [N, C] and labels [N] of a finished run: those kept, or with `views` anew from its model."""
     if views is None:
         logits, y = (torch.from_numpy(a) for a in done.logits())
-        return evaluate(logits, y, groups=groups)
-    _, data, model, _ = restored(folder, root)
+        return logits, y
+    _, data, model, _ = restored(done.path, root)
     accelerator = accelerated(device, "fp32")
-    logits, y = logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")
-    return evaluate(logits, y, groups=groups)
+    return logits_of(model.to(accelerator.device), data.test, device=accelerator.device, flip=views == "flip")

@@ -31,6 +31,7 @@ from .openset import (
 from .priors import PriorScores, prior, under
 from .rebuilt import restored
 from .recipe import Dataset, Recipe, built, from_tree
+from .rescored import judged_again
 from .sharp.shares import class_shares
 from .starts import Softmax
 
@@ -181,13 +182,7 @@ def under_priors(
     if softmax.log_prior is None:
         raise ValueError(f"{folder}: {said[-1]}, so there is nothing to correct for another prior: train it further")
     log_p = softmax.log_prior
-    if views is None:
-        logits, y = (torch.from_numpy(a) for a in done.logits())
-    else:
-        _, data, model, _ = restored(folder, root)
-        accelerator = accelerated(device, "fp32")
-        model.to(accelerator.device)
-        logits, y = logits_of(model, data.test, device=accelerator.device, flip=views == "flip")
+    logits, y = judged_again(done, views, root, device)
     groups = {name: torch.tensor(mask) for name, mask in done.scores["groups"].items()}
     logits = softmax.scale * logits
     scores = [under(logits, y, q, log_p, groups=groups, name=spec) for spec, q in zip(specs, asked, strict=True)]

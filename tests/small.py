@@ -1,5 +1,9 @@
 """A tiny long tail in memory, tiny networks, and `fit` on the CPU: what the tests of training run on."""
 
+import os
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -63,3 +67,22 @@ def different(a, b):
 def digits(**stage):
     """A recipe on digits-LT that trains in under a second."""
     return from_tree(DIGITS | {"stages": [{"epochs": 1, "batch": 64} | stage], "title": "tiny"})
+
+
+def write_npz(path, rng=None, **parts):
+    """A `.npz` of noise, [N, 8, 8] bytes, for the labels [N] of each part."""
+    rng, arrays = rng or np.random.default_rng(0), {}
+    for part, y in parts.items():
+        arrays[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.array(y)
+    np.savez(path, **arrays)
+
+
+def in_latin(folder):
+    """The folder renamed to caf\xe9, whose name is no UTF-8: its path in bytes. Skips where the disk takes none."""
+    latin = os.fsencode(folder.parent) + b"/caf\xe9"
+    try:
+        os.rename(folder, latin)  # noqa: PTH104  (a path of bytes)
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    return latin

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from commands import asked, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small import in_latin
 
 from flattail.advice import (
     Found,
@@ -466,11 +466,7 @@ def test_balanced_photos_are_trained_once_and_plainly(bare, monkeypatch):
 
 def test_a_class_whose_name_is_no_utf8_is_trained_reported_and_predicted(bare):
     photos(bare / "pets", {"cat": 12, "dog": 6})
-    latin = os.fsencode(bare / "pets") + b"/caf\xe9"
-    try:
-        os.rename(bare / "pets" / "cat", latin)  # noqa: PTH104  (a path of bytes)
-    except OSError:
-        pytest.skip("this disk takes names in UTF-8 only")
+    in_latin(bare / "pets" / "cat")
     said = asked("train", "--data", "pets", *SMALL)
     assert "12 of 'caf\\\\xe9' to 6 of 'dog'" in said and re.search(r"^caf\\xe9 +8 +4 +", said, re.M)
     run = bare / "runs/pets/chosen/0"

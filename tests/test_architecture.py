@@ -57,7 +57,8 @@ MAY: dict[str, set[str]] = {
         "sharp",
     },
     "worlds": {
-        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "runs", "sharp", "starts",
+        "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "rescored", "runs", "sharp",
+        "starts",
         "data",
     },
     "classifier": {"torch", "data", "rebuilt", "recipe", "runs", "worlds"},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import DIGITS, digits
+from small import DIGITS, digits, write_npz
 from torch import nn
 
 from flattail import evaluate, runs
@@ -182,13 +182,7 @@ def test_a_watched_run_is_the_same_run_with_the_best_epoch_beside_the_last(tmp_p
 
 
 def test_a_validation_half_that_the_data_bring_is_used(tmp_path):
-    rng = np.random.default_rng(0)
-    parts = {"train": [0] * 20 + [1] * 10, "val": [0, 1] * 4, "test": [0, 1] * 6}
-    arrays = {}
-    for part, y in parts.items():
-        arrays[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.array(y)
-    np.savez(tmp_path / "d.npz", **arrays)
+    write_npz(tmp_path / "d.npz", train=[0] * 20 + [1] * 10, val=[0, 1] * 4, test=[0, 1] * 6)
     tree = DIGITS | {
         "data": "npz:d.npz",
         "stages": [{"epochs": 2, "batch": 16}],
@@ -507,12 +501,7 @@ def test_what_cannot_be_mended_is_left_as_it_was(tmp_path, copied):
 
 
 def test_a_test_half_without_images_of_a_class_is_told(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, y in {"train": [0] * 20 + [1] * 10 + [2] * 5, "val": [0, 1, 2], "test": [0, 2] * 6}.items():
-        arrays[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.array(y)
-    np.savez(tmp_path / "d.npz", **arrays)
+    write_npz(tmp_path / "d.npz", train=[0] * 20 + [1] * 10 + [2] * 5, val=[0, 1, 2], test=[0, 2] * 6)
     tree = DIGITS | {"data": "npz:d.npz", "stages": [{"epochs": 1, "batch": 16}]}
     folder = run(from_tree(tree), out=tmp_path, root=tmp_path, device="cpu")
     assert plain(folder / "scores.json")["warnings"] == [
@@ -538,12 +527,8 @@ def test_images_that_changed_since_training_are_refused(tmp_path):
     rng = np.random.default_rng(0)
 
     def written(n):
-        for part, y in {"train": [0] * n + [1] * 10, "test": [0, 1] * 6}.items():
-            images[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
-            images[f"{part}_labels"] = np.array(y)
-        np.savez(tmp_path / "d.npz", **images)
+        write_npz(tmp_path / "d.npz", rng, train=[0] * n + [1] * 10, test=[0, 1] * 6)
 
-    images = {}
     written(20)
     recipe = from_tree(DIGITS | {"data": "npz:d.npz", "stages": [{"epochs": 2, "batch": 16}]})
     folder = run(recipe, out=tmp_path, root=tmp_path, device="cpu")

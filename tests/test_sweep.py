@@ -19,7 +19,7 @@ import yaml
 from commands import asked, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from small import DIGITS
+from small import DIGITS, write_npz
 
 from flattail import runs
 from flattail.data import DigitsLT, LongTail
@@ -621,14 +621,7 @@ def test_classes_of_one_and_of_two_images():
 
 
 def test_a_validation_half_that_the_data_bring(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, y in {"train": [0] * 20 + [1] * 10, "val": [0, 1] * 4, "test": [0, 1] * 6}.items():
-        arrays |= {
-            f"{part}_images": rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8),
-            f"{part}_labels": np.array(y),
-        }
-    np.savez(tmp_path / "d.npz", **arrays)
+    write_npz(tmp_path / "d.npz", train=[0] * 20 + [1] * 10, val=[0, 1] * 4, test=[0, 1] * 6)
     s = sweep(recipe_=from_tree(to_tree(recipe()) | {"data": "npz:d.npz"}), validation=0.0)
     apart = examined(s, root=tmp_path, device="cpu", final=True)
     assert apart.images == (4, 4) and apart.train == 30
@@ -653,11 +646,7 @@ def test_a_start_that_chooses_by_itself_is_refused():
 
 
 def test_a_score_without_validation_images_is_refused(tmp_path):
-    rng, images = np.random.default_rng(0), {}
-    for part, y in {"train": [0] * 120 + [1] * 60 + [2] * 8, "val": [0, 1] * 4, "test": [0, 1, 2]}.items():
-        images[f"{part}_images"] = rng.integers(0, 255, (len(y), 8, 8), dtype=np.uint8)
-        images[f"{part}_labels"] = np.array(y)
-    np.savez(tmp_path / "d.npz", **images)
+    write_npz(tmp_path / "d.npz", train=[0] * 120 + [1] * 60 + [2] * 8, val=[0, 1] * 4, test=[0, 1, 2])
     few = sweep(recipe_=from_tree(to_tree(recipe()) | {"data": "npz:d.npz"}), validation=0.0, score="few")
     with pytest.raises(ValueError, match=r"--score few: .* no validation image of them"):
         examined(few, root=tmp_path, device="cpu", final=True)

@@ -4,6 +4,7 @@ p_c ∝ n_c^q :  q = 1 as the data are (uniform) · 0 every class alike (balance
 progressive:   p_c = (1 − t)·n_c/N + t/C,  t the share of training done      (Kang et al., ICLR 2020, eq. 1–2)
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,15 +61,27 @@ class Balanced:
         return shares((counts > 0).double())
 
 
-@dataclass(frozen=True)
-class SquareRoot:
-    """Classes drawn by the square root of their size, with replacement (Mahajan et al., ECCV 2018)."""
+class ByShares(ABC):
+    """As many rows as samples, with replacement: a class by its share, then one of its samples."""
+
+    @abstractmethod
+    def shares(self, counts: Tensor, progress: float) -> Tensor:
+        """Shares [C] of classes of these sizes [C]."""
 
     def __call__(
         self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
     ) -> list[Tensor]:
         """One epoch of index batches."""
-        return batches(drawn(y, torch.bincount(y).double().sqrt(), generator), batch, drop_last)
+        size = torch.bincount(y)
+        classes = torch.multinomial(self.shares(size, progress), len(y), replacement=True, generator=generator)
+        start = size.cumsum(0) - size
+        inside = (torch.rand(len(y), generator=generator, dtype=torch.float64) * size[classes]).long()
+        return batches(y.argsort(stable=True)[start[classes] + inside], batch, drop_last)
+
+
+@dataclass(frozen=True)
+class SquareRoot(ByShares):
+    """Classes drawn by the square root of their size, with replacement (Mahajan et al., ECCV 2018)."""
 
     def shares(self, counts: Tensor, progress: float) -> Tensor:
         """Shares [C] by the square root of the sizes."""
@@ -76,14 +89,8 @@ class SquareRoot:
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(ByShares):
     """From the classes as they are to every class alike, as training goes (Kang et al., ICLR 2020)."""
-
-    def __call__(
-        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
-    ) -> list[Tensor]:
-        """One epoch of index batches."""
-        return batches(drawn(y, self.shares(torch.bincount(y), progress), generator), batch, drop_last)
 
     def shares(self, counts: Tensor, progress: float) -> Tensor:
         """Shares [C] between those of the data and equal ones."""
@@ -92,14 +99,8 @@ class Progressive:
 
 
 @dataclass(frozen=True)
-class Reversed:
+class Reversed(ByShares):
     """Classes drawn by the inverse of their size, with replacement: BBN's second branch (Zhou et al., CVPR 2020)."""
-
-    def __call__(
-        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
-    ) -> list[Tensor]:
-        """One epoch of index batches."""
-        return batches(drawn(y, self.shares(torch.bincount(y), progress), generator), batch, drop_last)
 
     def shares(self, counts: Tensor, progress: float) -> Tensor:
         """Shares [C] by the inverse of the sizes."""
@@ -108,7 +109,7 @@ class Reversed:
 
 
 @dataclass(frozen=True)
-class EffectiveNumber:
+class EffectiveNumber(ByShares):
     """Samples drawn by one over their class's effective number, with replacement: "Resample" of LDAM-DRW's code.
 
     (1 - beta) / (1 - beta^n_c) each (Cui et al., CVPR 2019); there the sampler is made and never used.
@@ -119,12 +120,6 @@ class EffectiveNumber:
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta: a share in [0, 1), e.g. 0.9999, and not {self.beta}")
-
-    def __call__(
-        self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False
-    ) -> list[Tensor]:
-        """One epoch of index batches."""
-        return batches(drawn(y, self.shares(torch.bincount(y), progress), generator), batch, drop_last)
 
     def shares(self, counts: Tensor, progress: float) -> Tensor:
         """Shares [C] by size over effective number."""
@@ -158,12 +153,3 @@ def cycle(rows: Tensor, n: int, generator: Generator) -> Tensor:
     """The first ``n`` of an endless walk through ``rows``, shuffled anew on every round."""
     rounds = -(-n // len(rows))
     return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:n]
-
-
-def drawn(y: Tensor, mass: Tensor, generator: Generator) -> Tensor:
-    """As many rows as samples, with replacement: a class by its ``mass`` [C], then one of its samples."""
-    size = torch.bincount(y, minlength=len(mass))
-    classes = torch.multinomial(mass, len(y), replacement=True, generator=generator)
-    start = size.cumsum(0) - size
-    inside = (torch.rand(len(y), generator=generator, dtype=torch.float64) * size[classes]).long()
-    return y.argsort(stable=True)[start[classes] + inside]

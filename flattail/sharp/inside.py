@@ -44,7 +44,7 @@ def inside_step(
 
     def look_from_w(look: Look, last: bool) -> tuple[Any, Any]:
         replay = noise.get(look.part)
-        if dropout == "same" and replay is None:
+        if twice and dropout == "same" and replay is None:
             noise[look.part] = noise_state(device)
         with processes.quiet(last), same_noise(replay, device):
             out.forwards += 1
