@@ -8,12 +8,14 @@ import inspect
 import io
 import textwrap
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from .data import Shots
+from .models import HEADS
 from .recipe import NAMES, Dataset, EvaluationProtocol, Expect, Recipe, Tracker, label, shipped
 from .recipe import TABLES as CHOICES
 from .sharp import Radius
@@ -28,7 +30,9 @@ def plural(kind: Any) -> str:
 
 
 KEYS = {"recipe": Recipe, "stage": Stage, "protocol": EvaluationProtocol, "expect": Expect, "tracker": Tracker}
-TABLES: dict[str, dict[str, type]] = {"keys": KEYS} | {plural(kind): table for kind, table in CHOICES.items()}
+TABLES: dict[str, Mapping[str, Any]] = {
+    "keys": KEYS, **{plural(kind): table for kind, table in CHOICES.items()}, "heads": HEADS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,10 @@ class Entry:
 
 def entries(kind: str) -> list[Entry]:
     """What a table holds."""
-    table = TABLES[kind].items()
-    return [Entry(name, (inspect.getdoc(cls) or "").split("\n")[0], tuple(fields(cls))) for name, cls in table]
+    return [
+        Entry(name, (inspect.getdoc(one) or "").split("\n")[0], tuple(fields(one)) if kind != "heads" else ())
+        for name, one in TABLES[kind].items()
+    ]
 
 
 def fields(cls: type) -> list[Field]:

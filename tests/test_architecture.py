@@ -70,7 +70,7 @@ MAY: dict[str, set[str]] = {
     "imported": {
         "torch", "safetensors", "recipe", "rebuilt", "runs", "experiment", "models", "stage", "starts", "train",
     },
-    "catalogue": {"yaml", "recipe", "sharp", "data", "stage"},
+    "catalogue": {"yaml", "recipe", "sharp", "data", "models", "stage"},
     "advice": {
         "torch", "torchvision", "timm", "huggingface_hub", "accelerate", "psutil", "PIL", "answers", "batches",
         "closures", "data", "devices", "losses", "models", "optim", "rebuilt", "recipe", "sharp", "stage", "starts",

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Causal(nn.Module):
-    """Logits [B, C] of features [B, d] by normalised weights [C, d]; total direct effect in evaluation mode.
+    """De-confound-TDE: normalised weights, and in evaluation the total direct effect (Tang et al., NeurIPS 2020).
+
+    Logits [B, C] of features [B, d] by weights [C, d].
 
     Tang et al., "Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect", NeurIPS
     2020, with the released code's constants: alpha is 3 on ImageNet-LT and Places-LT, 1.5 on CIFAR-100-LT and 1 on
@@ -70,10 +72,10 @@ class Causal(nn.Module):
 
 
 def causal_cifar100(features: int, classes: int) -> Causal:
-    """With alpha = 1.5, as released for CIFAR-100-LT."""
+    """`causal` with alpha = 1.5, as released for CIFAR-100-LT."""
     return Causal(features, classes, alpha=1.5)
 
 
 def causal_cifar10(features: int, classes: int) -> Causal:
-    """With alpha = 1, as released for CIFAR-10-LT."""
+    """`causal` with alpha = 1, as released for CIFAR-10-LT."""
     return Causal(features, classes, alpha=1.0)

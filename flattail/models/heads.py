@@ -52,6 +52,11 @@ class Cosine(nn.Module):
         return f"features={self.weight.shape[0]}, classes={self.weight.shape[1]}, scale={self.scale:g}"
 
 
+def linear(features: int, classes: int) -> nn.Linear:
+    """A weight per feature and class, and a bias per class."""
+    return nn.Linear(features, classes)
+
+
 def scaled_cosine(features: int, classes: int) -> Cosine:
     """Cosines times 25, for losses without a scale of their own: what LIFT fine-tunes with (Shi et al., ICML 2024)."""
     return Cosine(features, classes, scale=25.0)
@@ -133,7 +138,7 @@ def like(head: nn.Module, classes: int) -> nn.Module:
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": nn.Linear,
+    "linear": linear,
     "cosine": Cosine,
     "scaled-cosine": scaled_cosine,
     "causal": Causal,

@@ -6,20 +6,15 @@ short one for small machines hold the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flattail.averages import EMA, SWA
 from flattail.constraints import MaxNorm, SpectralNorm
-from flattail.data.augment import AutoAugment, Crop, Cutout, Flip
 from flattail.data.mix import CutMix, Mix, Mixup, Remix
-from flattail.data.profile import Inclusive, Slices
 from flattail.data.samplers import Balanced
-from flattail.losses import CE, GCL, IB, LA, LADE, LDAM, VS, Focal, LabelAwareSmoothing
-from flattail.models import ResNet8, ResNet32
-from flattail.optim import SGD, Constant, Cosine, Multistep
-from flattail.recipe import Recipe
+from flattail.losses import CE, GCL, IB, LA, LADE, LDAM, Focal
+from flattail.optim import SGD, Constant, Cosine
 from flattail.sharp import (
     CCSAM,
     GSAM,
@@ -27,13 +22,10 @@ from flattail.sharp import (
     MSAM,
     PGD,
     SAM,
-    SSESAM,
     WSAM,
     AdversarialFeatures,
-    FocalSAM,
     FriendlySAM,
     GradientNormPenalty,
-    ImbSAM,
     LookSAM,
     Method,
     ModelPerturbation,
@@ -43,7 +35,8 @@ from flattail.sharp import (
 from flattail.starts import ClassMeans, DisAlign, LogitAdjust, NewHead, Scales, TauNorm
 from flattail.train import Stage
 
-from .shipped import CC, CIFARS, CROP_FLIP, SIXTEEN, Shipped, expected, said, ten
+from .settings import Setting
+from .shipped import CC
 
 RATE = "Rate of CC-SAM's second stage: a constant 0.01, as released."
 HELD = (
@@ -52,27 +45,6 @@ HELD = (
 KANG = "Kang et al., ICLR 2020"
 MISLAS = "Zhong et al., CVPR 2021"
 GCL_PAPER = "Li et al., CVPR 2022"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where the rows are trained."""
-
-    folder: str  # of its recipes
-    said: str  # of the data, in the line above a recipe
-    data: Any
-    network: Callable[..., Any]
-    first: Stage  # the representation, plainly trained
-    second: Stage  # the classifier alone, on the frozen backbone
-    vs: VS
-    smooth: LabelAwareSmoothing
-    slower: float  # MiSLAS's factor on the classifier's rate in the second stage
-    moving: str  # BatchNorm in MiSLAS's second stage
-    causal: str  # the head of De-confound-TDE
-    rho: float
-    clouded: Mapping[str, Any]  # of GCL's second stage, beside what every setting has
-    averaged: Mapping[str, Any]  # of a last stage under SWA
-    notes: tuple[str, ...]  # whose the setting is
 
 
 @dataclass(frozen=True)
@@ -296,176 +268,7 @@ def ablation(s: Setting) -> dict[str, Row]:
     return rows | {name: Row("cRT + dir + mag + stage 2", about, both, notes=(note, RATE))}
 
 
-# -- the settings --------------------------------------------------------------------------------------------
-
-
-def full(where: str) -> Setting:
-    """The length of the papers, on CIFAR-LT."""
-    small = ten(where)
-    return Setting(
-        where,
-        said(where),
-        replace(CIFARS[where], shots=Slices(3, 4, 3) if small else Inclusive()),
-        ResNet32,
-        Stage(
-            epochs=200, batch=128, optim=SGD(0.1, 0.9, 2e-4), augment=CROP_FLIP,
-            schedule=Multistep((0.8, 0.9), (0.1, 0.01), warmup=0.025),
-        ),
-        Stage(epochs=10, batch=128, train="head", optim=SGD(0.1, 0.9, 2e-4), schedule=Cosine(), augment=CROP_FLIP),
-        VS(0.2, 1.2) if small else VS(0.05, 0.75),
-        LabelAwareSmoothing(0.3, 0.0) if small else LabelAwareSmoothing(0.4, 0.1),
-        0.5 if small else 0.2,
-        "frozen" if small else "moving",
-        "causal-cifar10" if small else "causal-cifar100",
-        0.1 if small else 0.2,
-        {"epochs": 30, "batch": 64},
-        {"average": SWA(0.8), "schedule": Multistep((0.8,), (0.5,), warmup=0.025)},
-        (
-            "Batch, rate, schedule and weight decay of the first stage: those of MiSLAS's code for CIFAR-LT, unless a "
-            "note says otherwise; so are the second stage's 10 epochs at 0.1 and a cosine. The rest is ours.",
-        ),
-    )  # fmt: skip
-
-
-def quick() -> Setting:
-    """Eight epochs at 16 pixels: a minute a run, and the same for every row."""
-    first = Stage(epochs=8, batch=128, optim=SGD(0.1, 0.9, 5e-4), schedule=Cosine(), augment=(Crop(2), Flip()))
-    return replace(
-        full("cifar10-lt-100"),
-        folder="cifar10-lt-quick",
-        said="CIFAR-10-LT at 16 pixels, imbalance 100, in 8 epochs",
-        data=replace(CIFARS["cifar10-lt-100"], size=16, shots=Slices(3, 4, 3)),
-        network=ResNet8,
-        first=first,
-        second=replace(first, epochs=3, train="head"),
-        rho=0.1,
-        clouded={},
-        averaged={"average": SWA()},
-        notes=("Ours throughout: the same short training in every row, to see what each does, not how far it goes.",),
-    )
-
-
-def shipped(s: Setting, name: str, row: Row, path: str | None = None) -> Shipped:
-    """A row as a recipe."""
-    path = path or f"{s.folder}/{name}"
-    return Shipped(
-        path,
-        f"{row.about}, on {s.said}",
-        Recipe(
-            s.data, s.network(head=row.head), row.stages, title=row.title, expect=expected(path),
-            notes=(*row.notes, *s.notes),
-        ),
-    )  # fmt: skip
-
-
-def table_rows() -> Iterator[Shipped]:
-    """Rows of the papers' tables, on CIFAR-10-LT and CIFAR-100-LT at imbalance 200, 100 and 50."""
-    always = ("ce-mixup", "mixup-crt", "mislas", "gcl", "causal")
-    for where in CIFARS:
-        s = full(where)
-        for group in (losses, flattened, second_stages, mixed_up, gcl, class_conditional):
-            for name, row in group(s).items():
-                if (where.endswith("-100") and name != "ccsam") or name in always:
-                    yield shipped(s, name, row)
-
-
-def figure_2() -> Iterator[Shipped]:
-    """CC-SAM's figure 2, on CIFAR-100-LT at imbalance 100."""
-    s = full("cifar100-lt-100")
-    for name, row in grid(s).items():
-        yield shipped(s, name, row, f"cifar100-lt-100-flattened/{name}")
-
-
-def table_2() -> Iterator[Shipped]:
-    """CC-SAM's table 2, on CIFAR-100-LT at imbalance 100."""
-    s = full("cifar100-lt-100")
-    for name, row in ablation(s).items():
-        yield shipped(s, name, row)
-
-
-def long(where: str) -> Setting:
-    """A hundred epochs at 16 pixels, the schedule of `sixteen`; second stages of ten epochs."""
-    first = Stage(
-        epochs=100, batch=128, optim=SGD(0.1, 0.9, 2e-4), augment=(Crop(2), Flip()),
-        schedule=Multistep((0.8, 0.9), (0.01, 0.0001), warmup=0.05),
-    )  # fmt: skip
-    return replace(
-        full(where.replace("16px", "100")),
-        folder=where,
-        said=f"{said(where)}, in 100 epochs",
-        data=SIXTEEN[where],
-        network=ResNet8,
-        first=first,
-        second=replace(first, epochs=10, train="head", schedule=Cosine()),
-        rho=0.1,
-        clouded={},
-        notes=("Ours throughout: no paper trains so small. The same network, batch, rate and length in every row.",),
-    )
-
-
-def longer() -> Iterator[Shipped]:
-    """Second stages, MiSLAS and GCL beside the rows of `sixteen`, from whose runs they begin where they can."""
-    for where in SIXTEEN:
-        yield from of_longer(long(where))
-
-
-def of_longer(s: Setting) -> Iterator[Shipped]:
-    """Those of one data set."""
-    mixed, cc = mixed_up(s), class_conditional(s)["ccsam"]
-    strong = (*s.first.augment, AutoAugment(), Cutout(8))
-    strongly = replace(
-        cc, title="CC-SAM, strong augmentation", stages=tuple(replace(t, augment=strong) for t in cc.stages)
-    )
-    yield shipped(s, "ce-mixup", losses(s)["ce-mixup"])
-    yield shipped(s, "gcl", gcl(s)["gcl"])
-    yield shipped(s, "ccsam-strong", strongly)
-    second = {
-        "crt": (second_stages(s)["crt"], "ce"),
-        "mislas": (mixed["mislas"], "ce-mixup"),
-        "ccsam-2": (replace(cc, title="CC-SAM, both stages"), "ccsam"),
-        "ccsam-crt": (class_conditional(s)["ccsam-crt"], "ccsam"),
-    }
-    for name, (row, source) in second.items():
-        yield shipped(s, name, begun_from(row, f"{s.folder}/{source}"), f"{s.folder}-2/{name}")
-
-
-def begun_from(row: Row, source: str) -> Row:
-    """The row with its first stage taken from a run."""
-    stage, *rest = row.stages[1:]
-    note = f"The first stage is that of `{source}`: train it before, into `runs`."
-    return replace(row, stages=(replace(stage, init=f"runs/{source}/{{seed}}"), *rest), notes=(*row.notes, note))
-
-
-def quickly() -> Iterator[Shipped]:
-    """Every row once more, short; second stages take the first from a run of `cifar10-lt-quick`."""
-    s = quick()
-    plain = {
-        "ce": Row("CE", "Cross-entropy", (s.first,)),
-        "ce-drw": Row("CE + DRW", "Deferred re-weighting (Cao et al., NeurIPS 2019)", deferred(s, CE())),
-        "ce-drw-sam": Row("CE + DRW + SAM", "SAM and deferred re-weighting (Rangwani et al., NeurIPS 2022)",
-                          tuple(replace(stage, method=SAM(s.rho)) for stage in deferred(s, CE()))),
-        "ldam-drw": Row("LDAM + DRW", "LDAM and DRW (Cao et al., NeurIPS 2019)", deferred(s, LDAM()), "cosine"),
-        "vs": Row("VS", "Vector scaling (Kini et al., NeurIPS 2021)", (replace(s.first, loss=s.vs),)),
-        "ce-sam": Row("CE + SAM", "SAM (Foret et al., ICLR 2021)", (replace(s.first, method=SAM(s.rho)),)),
-        "ce-imbsam": Row("CE + ImbSAM", "ImbSAM (Zhou et al., ICCV 2023)",
-                         (replace(s.first, method=ImbSAM(s.rho, eta=1000)),)),
-        "ce-ssesam": Row("CE + SSE-SAM", "SSE-SAM (Lyu et al., AAAI 2025)",
-                         (replace(s.first, method=SSESAM(s.rho / 2, s.rho, 0.7, eta=1000)),)),
-        "ce-focalsam": Row("CE + Focal-SAM", "Focal-SAM (Li et al., ICML 2025)",
-                           (replace(s.first, method=FocalSAM(s.rho, 0.8, 3.0)),)),
-        "ce-ccsam": Row("CE + CC-SAM stage 1", f"CC-SAM, stage 1 ({CC})", (replace(s.first, method=CCSAM()),)),
-    }  # fmt: skip
-    for group in (plain, losses(s), flattened(s), gcl(s)):
-        for name, row in group.items():
-            yield shipped(s, name, row)
-    seconds = second_stages(s) | mixed_up(s) | class_conditional(s)
-    for name, row in seconds.items():
-        one = row.stages[0]
-        source = next((f"{s.folder}/{n}" for n, r in (plain | losses(s)).items() if r.stages == (one,)), None)
-        if source is None or row.head != "linear":
-            yield shipped(s, name, row)
-            continue
-        yield shipped(s, name, begun_from(row, source), f"{s.folder}-2/{name}")
+# -- what rows are made of -------------------------------------------------------------------------------------
 
 
 def deferred(s: Setting, loss: Any) -> tuple[Stage, Stage]:
@@ -476,4 +279,8 @@ def deferred(s: Setting, loss: Any) -> tuple[Stage, Stage]:
     )
 
 
-BASELINES = (table_rows, figure_2, table_2, longer, quickly)
+def begun_from(row: Row, source: str) -> Row:
+    """The row with its first stage taken from a run."""
+    stage, *rest = row.stages[1:]
+    note = f"The first stage is that of `{source}`: train it before, into `runs`."
+    return replace(row, stages=(replace(stage, init=f"runs/{source}/{{seed}}"), *rest), notes=(*row.notes, note))
