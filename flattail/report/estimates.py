@@ -15,7 +15,7 @@ ROUNDING = 1e-9  # points
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds; printed as `71.2 ± 0.4`, with – for what cannot be known."""
+    """A mean over seeds; printed as `71.2 ± 0.4`, of one seed as `71.2`, of none as –."""
 
     mean: float  # NaN if no seed has a value
     sd: float  # sample standard deviation; NaN for a single value
@@ -32,8 +32,8 @@ class Estimate:
     def __str__(self) -> str:
         if not self.n:
             return "–"
-        sd = f"{self.sd:.{self.digits}f}" if self.n > 1 else "–"
-        return f"{self.mean:.{self.digits}f} ± {sd}"
+        sd = f" ± {self.sd:.{self.digits}f}" if self.n > 1 else ""
+        return f"{self.mean:.{self.digits}f}{sd}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..runs import Run
+from .notes import apart_in
 from .panels import mean_of
 from .tables import SHARES, Row
 
@@ -130,8 +131,7 @@ def said(found: Sequence[tuple[Row, Measured]]) -> list[str]:
         if len(values) == 1:
             same.append(f"{key} {next(iter(values))}")
         else:
-            each = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
-            notes.append(f"Rows differ in {key} — {each}.")
+            notes.append(apart_in(key, values))
     several = [f"{row.name} ({len(m.runs)} seeds)" for row, m in found if len(m.runs) > 1]
     if several:
         notes.append(f"Means over seeds: {', '.join(several)}.")

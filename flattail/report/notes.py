@@ -1,6 +1,6 @@
 """What must be said beside the numbers: who is ahead beyond noise, the protocol, and everything that differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .facts import FACTS
@@ -43,13 +43,22 @@ def notes(rows: Sequence["Row"]) -> list[str]:
         if len(found) == 1:
             same += [f"{what} {value}" for value in found if value != "none"]
         elif found:
-            each = "; ".join(f"{text}: {', '.join(names)}" for text, names in found.items())
-            differing.append(f"Rows differ in {what} — {each}.")
+            differing.append(apart_in(what, found))
     for row in rows:
         for run in row.unfinished:
             at = f"{len(run.rows)} of {run.epochs} epochs"
             differing.append(f"Unfinished, left out of every number: {row.name}, seed {run.seed} ({at}).")
     return [*said, f"The same for all rows: {'; '.join(same)}.", *differing]
+
+
+def apart_in(what: str, found: Mapping[str, Sequence[str]]) -> str:
+    """That rows differ in something, and which rows have which value; most rows go unnamed."""
+    commonest = max(found, key=lambda value: len(found[value]))
+    rest = {value: names for value, names in found.items() if value != commonest}
+    most = len(found[commonest]) > max(2, sum(map(len, rest.values())))
+    said = [f"{value}: {', '.join(names)}" for value, names in (rest if most else found).items()]
+    said += [f"{commonest}: all others"] if most else []
+    return f"Rows differ in {what} — {'; '.join(said)}."
 
 
 def warnings(rows: Sequence["Row"]) -> list[str]:

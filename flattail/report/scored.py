@@ -90,6 +90,7 @@ def ranked(rows: Sequence[Row]) -> Figure:
     """Accuracy of many, medium, few and all as marks on a line per row, the best on top."""
     best = sorted(rows, key=lambda row: -np.nan_to_num(row.columns["all"].mean))
     shown = [name for name in SHARES if any(row.columns[name].n for row in rows)]
+    highest = max(row.columns[name].mean for row in rows for name in shown if row.columns[name].n)
     with panel(f"ranked-{rows[0].key}", (WIDE[0], 0.7 + 0.19 * len(rows)), "Accuracy by group") as (ax, done):
         for y, row in enumerate(best):
             known = [row.columns[name] for name in shown]
@@ -105,7 +106,7 @@ def ranked(rows: Sequence[Row]) -> Figure:
                 ax.text(-0.01, y, row.name, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks([])
-        ax.set_xlim(0, 101)
+        ax.set_xlim(0, 10 * np.ceil(highest / 10) + 1)
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
         ax.set_xlabel("test accuracy (%)")

@@ -14,7 +14,7 @@ SMALLEST, LARGEST = 1e-4, 0.5  # ||e||/||w|| below is a vacuous perturbation, ab
 
 def doubt(name: str, radius: float) -> str:
     """What is wrong with a term's mean radius, relative to the norm of what moves; "" where nothing is."""
-    moves = f"'{name}' moves by {radius:.1e} of the norm of what it displaces"
+    moves = f"'{name}' moves by {radius:.2g} of the norm of what it displaces"
     if 0 < radius < SMALLEST:
         return f"perturbation vacuous: {moves}"
     return f"{moves}: no neighbourhood" if radius > LARGEST else ""

@@ -13,7 +13,7 @@ from scipy import stats
 from flattail import runs
 from flattail.report import Difference, Estimate, latex, markdown, summary
 from flattail.report.estimates import difference
-from flattail.report.notes import headline, notes, warnings
+from flattail.report.notes import apart_in, headline, notes, warnings
 from flattail.report.tables import displaced, terms
 
 
@@ -62,7 +62,7 @@ def test_an_estimate_leaves_out_what_is_not_known(values):
         assert found.sd == pytest.approx(np.std(known, ddof=1), abs=1e-9)
         assert str(found) == f"{np.mean(known):.1f} ± {np.std(known, ddof=1):.1f}"
     else:
-        assert math.isnan(found.sd) and str(found) == (f"{known[0]:.1f} ± –" if known else "–")
+        assert math.isnan(found.sd) and str(found) == (f"{known[0]:.1f}" if known else "–")
 
 
 def test_differences_are_printed_with_signs():
@@ -76,7 +76,7 @@ def test_one_seed_has_no_sd_and_no_interval(make, tmp_path):
     make("ce", 0)
     make("sam", 0, tail=2.0, terms=["flat"])
     first, second = summary(runs.find([tmp_path]))
-    assert str(first.columns["all"]).endswith("± –")
+    assert str(first.columns["all"]) == f"{first.columns['all'].mean:.1f}"
     change = second.differences["all"]
     assert change.n == 1 and math.isnan(change.low) and not change.clear and "[" not in str(change)
     gain = second.columns["all"].mean - first.columns["all"].mean
@@ -240,6 +240,12 @@ def test_differences_are_taken_within_a_protocol_and_nowhere_else(make, tmp_path
     if not compared:
         assert headline([first, second]) == "No row shares the protocol of a: nothing is compared."
         assert any(text.startswith("Rows differ in") for text in notes([first, second]))
+
+
+def test_where_most_rows_agree_those_that_do_not_are_named():
+    few, many = {"100": ["a", "b"], "10": ["c"]}, {"10": ["d"], "100": ["a", "b", "c", "e"], "5": ["f", "g"]}
+    assert apart_in("epochs", few) == "Rows differ in epochs — 100: a, b; 10: c."
+    assert apart_in("epochs", many) == "Rows differ in epochs — 10: d; 5: f, g; 100: all others."
 
 
 def test_what_else_differs_between_rows_that_are_compared_is_said(make, tmp_path):
