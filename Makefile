@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check lint types format recipes bench docs
+.PHONY: demo test check lint types format recipes bench docs lowest
 
 demo: .venv/base
 	$(BIN)/flattail train recipes/digits-lt --seeds 0-2 --jobs $(JOBS) --device cpu --out runs --resume
@@ -34,6 +34,12 @@ bench: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
+
+lowest:  # the tests with the oldest versions that pyproject.toml allows
+	test -x .lowest/bin/python || $(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet uv
+	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest -n 2 --dist loadfile
 
 .venv/base: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flattail needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

@@ -46,7 +46,7 @@ def opened(path: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     try:
-        found = load_state_dict(str(path))
+        found = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each have their own
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"model.weights: {path} cannot be read as weights ({type(error).__name__}: {said})") from error

@@ -87,11 +87,13 @@ def inside_step(
             # 3. look from there, the backbone doing no work
             with kept_buffers([model], keep=buffers == "keep"):
                 state = sight.noise if dropout == "same" else None
-                with processes.quiet(last), same_noise(state, device), inside.answers(sight, moved):
+                moves = inside.answers(sight, moved)
+                with processes.quiet(last), processes.still(), same_noise(state, device), moves:
                     there, _, _ = call(term.losses or look.losses, None, len(term.weight))
                 here = look.values
                 if term.losses is not None:
-                    with torch.no_grad(), same_noise(state, device), inside.answers(sight, sight.still.detach()):
+                    stays = inside.answers(sight, sight.still.detach())
+                    with torch.no_grad(), processes.still(), same_noise(state, device), stays:
                         here, _, _ = call(term.losses, None, len(term.weight))
                 objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
                 gap = gap + coefficients(term, look.masses) @ (there - here).detach()

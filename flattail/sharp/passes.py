@@ -265,6 +265,19 @@ class Processes:
         return nullcontext()
 
     @contextmanager
+    def still(self) -> Iterator[None]:
+        """DistributedDataParallel leaves buffers alone: a backbone that only answers again still needs its own."""
+        model = self.model
+        if not isinstance(model, DistributedDataParallel):
+            yield
+            return
+        syncs, model.require_forward_param_sync = model.require_forward_param_sync, False
+        try:
+            yield
+        finally:
+            model.require_forward_param_sync = syncs
+
+    @contextmanager
     def heard(self) -> Iterator[None]:
         """Refuses closures that go around the DistributedDataParallel wrapper: nothing would be reduced."""
         if self.group is None:

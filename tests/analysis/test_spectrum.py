@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from cases import data, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 from scipy.sparse.linalg import eigsh
 from test_hessian import dense, losses_of
 
@@ -173,7 +174,7 @@ def test_the_density_is_the_histogram_of_the_eigenvalues():
     grid = np.linspace(-4, 5, 2000)
     p = density(s.nodes, s.masses, grid, width=0.2)
     true = np.exp(-0.5 * ((grid[:, None] - values) / 0.2) ** 2).mean(1) / (0.2 * np.sqrt(2 * np.pi))
-    assert np.trapezoid(p, grid) == pytest.approx(1, abs=1e-3)
+    assert trapezoid(p, grid) == pytest.approx(1, abs=1e-3)
     assert np.abs(p - true).max() < 0.05
     assert s.negative_mass == pytest.approx(0.3, abs=4 * s.negative_mass_probes + 0.02)
     bent = np.abs(values[values < 0]).sum() / np.abs(values).sum()

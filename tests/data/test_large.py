@@ -103,8 +103,8 @@ def test_two_processes_killed_and_resumed_give_what_one_gives(scenes, tmp_path):
     assert of(two, "env")["processes"] == 2
     assert of(two, "env")["unread"] == of(one, "env")["unread"]
     weights = [load_file(f / "model.safetensors") for f in (one, two)]
-    for n in weights[0]:
-        assert (weights[0][n] - weights[1][n]).abs().max() < 2e-6, n
+    for n in weights[0]:  # a ReLU that is at zero in float32 may fall either way: the layers below it feel one sample
+        assert (weights[0][n] - weights[1][n]).abs().max() < (1e-6 if n.startswith("head.") else 5e-5), n
     for a, b in zip(rows(one), rows(two), strict=True):
         assert (a["images"], a["unread"]) == (b["images"], b["unread"]) and a["loss"] == pytest.approx(
             b["loss"], rel=1e-5
