@@ -48,8 +48,15 @@ class EMA:
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
 
     def after_step(self, average: AveragedModel, model: nn.Module) -> None:
-        """Always."""
-        average.update_parameters(model)
+        """Always: as torch's `update_parameters`, which would wait for the device to be told how many there were."""
+        if average.n_averaged == 0:
+            average.update_parameters(model)
+            return
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), 1 - self.decay)
+            for mean, now in zip(average.module.buffers(), model.buffers(), strict=True):
+                mean.copy_(now)
+        average.n_averaged += 1
 
     def after_epoch(self, average: AveragedModel, model: nn.Module, progress: float) -> None:
         """Never."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import KwargsHandler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,17 +34,24 @@ def refuse_absent(device: str | None) -> None:
             raise ValueError(f"device: {device} was asked for, but torch sees {there or 'no'} GPUs here: use cpu")
 
 
-def accelerated(device: str | None, precision: str, **how: Any) -> Accelerator:
-    """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16."""
+def accelerated(device: str | None, precision: str, *, patience: timedelta | None = None, **how: Any) -> Accelerator:
+    """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16.
+
+    `patience`: how long processes wait for each other, where not as long as torch has it.
+    """
     refuse_absent(device)
-    if device is not None and device.startswith("cuda"):
-        torch.cuda.set_device(int(device.partition(":")[2] or 0))
+    if device is not None and device.startswith("cuda:"):
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"device: each of several processes has a GPU of its own; write cuda, not {device}")
+        torch.cuda.set_device(int(device.partition(":")[2]))
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision: fp16 needs a GPU; on the CPU use bf16 or fp32")
     mixed_precision = "no" if precision == "fp32" else precision
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())  # else the first precision stays
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[ddp], **how)
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if patience is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=patience))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=handlers, **how)
     if (kind := accelerator.distributed_type.value) in SHARDED:
         raise ValueError(
             f"processes: Accelerate was configured for {kind}, and sharded models are not supported: a climb needs the "

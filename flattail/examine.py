@@ -7,23 +7,25 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
-from accelerate import PartialState
 from torch import Tensor
 
 from . import runs
 from .analysis import ANALYSES, cross_entropy
 from .data.halves import in_order
+from .devices import accelerated
 from .losses import Loss, needs
 from .rebuilt import restored
 from .recipe import Recipe, RecipeError, built, guess, to_tree
 from .sharp import ERM, SAM, Method, Weighted
 
 BATCH = 512  # images read at a time
+PATIENCE = timedelta(days=1)  # a group of classes takes many times as long as a class: who is done waits
 
 
 def examine(
@@ -78,7 +80,7 @@ def examine(
             return final
         other = ", ".join(what for what in said if said[what] != before.get(what))
         raise ValueError(f"{final} answers a question with other {other}: move it and its .json away, or remove them")
-    alone = PartialState(cpu=device == "cpu")
+    alone = accelerated(device, "fp32", patience=PATIENCE)
     if alone.is_main_process and kept(parts / "options.json") != said:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
@@ -87,7 +89,7 @@ def examine(
     begun = time.monotonic()
     arrays = options(
         model.to(alone.device),
-        lambda: half.batches(in_order(len(half), BATCH), device=alone.device),
+        lambda: half.batches(in_order(len(half), BATCH)),  # on the host: a micro-batch at a time goes to the device
         data.counts,
         **how,
         names=data.names,
@@ -101,6 +103,7 @@ def examine(
         runs.write_arrays(final, arrays)
         runs.write_json(out / f"{name}.json", said | {"seconds": round(time.monotonic() - begun, 2)})
         shutil.rmtree(parts)
+    alone.wait_for_everyone()
     return final
 
 

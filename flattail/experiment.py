@@ -80,9 +80,9 @@ def run(
         runs.refuse_held(folder)
     data = load(recipe, root, seed)
     model, begun_at = begin(recipe, data, seed)
+    refuse_impossible(recipe, data, model)
     if recipe.sync_batchnorm:
         model = synchronised(model, accelerator)
-    refuse_impossible(recipe, data, model)
     if accelerator.is_main_process:
         runs.create(out, label, seed, recipe=text)
     with runs.locked(folder) if accelerator.is_main_process else nullcontext():

@@ -107,7 +107,8 @@ def fit(
     checkpoints.refuse_apart(state.place, accelerator)
     trainable = {n: p.requires_grad for n, p in model.named_parameters()}
     work: Work | None = None
-    with torch.random.fork_rng(), stopping() as stop:
+    device = accelerator.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), stopping() as stop:
         for i in range(state.place.stage, len(stages)):
             start_stage(run, i)
             if stages[i].epochs:

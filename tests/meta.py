@@ -31,7 +31,8 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.on:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            places = {t.device.type for t in tensors if t.ndim}
+            copies = op in (COPY, COPY_INTO)  # a number on the host may enter arithmetic, but not be copied
+            places = {t.device.type for t in tensors if t.ndim or copies}
             if op is COPY:
                 places |= {torch.device(kwargs.get("device") or args[0].device).type}
             to_device = (op is COPY and not args[0].is_meta) or (op is COPY_INTO and args[0].is_meta)

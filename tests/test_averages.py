@@ -127,3 +127,18 @@ def test_the_score_is_that_of_the_average(name):
 def test_what_averages_refuse(bad, said):
     with pytest.raises(ValueError, match=said):
         bad()
+
+
+def test_the_moving_average_is_torchs_to_the_last_bit():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ours, theirs = EMA(0.9).begin(model), EMA(0.9).begin(model)
+    for _ in range(4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        model(torch.randn(8, 3))
+        EMA(0.9).after_step(ours, model)
+        theirs.update_parameters(model)
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert a.equal(b), name

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from commands import asked, refused
@@ -450,6 +451,17 @@ def test_a_full_disk_is_a_message(place, monkeypatch):
 
     monkeypatch.setattr("flattail.runs.write_logits", full)
     assert "the disk is full, and what was written before is whole" in refused("train", "r.yaml", "--device", "cpu")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("try micro=2")])
+def test_too_little_memory_is_a_message(place, monkeypatch, error):
+    recipe_at(place / "r.yaml")
+
+    def full(*args, **how):
+        raise error
+
+    monkeypatch.setattr("flattail.experiment.train", full)
+    assert str(error) in refused("train", "r.yaml", "--device", "cpu")
 
 
 def test_our_own_errors_keep_their_traceback(place, monkeypatch):

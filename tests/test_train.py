@@ -447,3 +447,10 @@ def test_logits_are_those_of_evaluation_in_order_and_flipped_views_are_averaged(
     x = torch.cat([x for x, _ in data.test.batches([Draw(torch.arange(24), torch.zeros(24).long())])])
     assert torch.equal(y, data.test.y) and torch.allclose(logits, model(x), atol=1e-6)
     assert torch.allclose(flipped, (model(x) + model(x.flip(3))) / 2, atol=1e-6)
+
+
+def test_a_process_among_several_takes_the_gpu_that_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="write cuda, not cuda:1"):
+        accelerated("cuda:1", "fp32")

@@ -137,7 +137,10 @@ def machine(device: str | None, *, fetch: bool = False) -> Machine:
     if kind == "cpu":
         threads = torch.get_num_threads()
         title += f", {threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores"
-    return Machine(device, title, psutil.virtual_memory().available, there(device, fetch=fetch))
+    free = psutil.virtual_memory().available
+    if kind == "cuda" and torch.cuda.is_available():
+        free = min(free, torch.cuda.mem_get_info(device)[0])  # images that are held are held there
+    return Machine(device, title, free, there(device, fetch=fetch))
 
 
 def described(found: Found) -> list[str]:

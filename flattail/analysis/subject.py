@@ -151,7 +151,7 @@ def enough_memory(micro: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+        if isinstance(error, RuntimeError) and ("memory" not in str(error).lower() or "illegal" in str(error)):
             raise
         raise MemoryError(
             f"too little memory for micro-batches of {micro} samples: try micro={max(micro // 4, 1)}, fewer steps "

@@ -126,7 +126,9 @@ class Resident:
         workers: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Half.batches`; nothing is left for workers to do."""
-        home = self._there.setdefault(str(device), self.x.to(device))
+        if str(device) not in self._there:
+            self._there[str(device)] = self.x.to(device)
+        home = self._there[str(device)]
         for rows, seeds in steps:
             yield shown(self, home[rows.to(home.device, non_blocking=True)], rows, seeds, augment)
 

@@ -46,7 +46,7 @@ class AdversarialFeatures:
     def terms(self, at: Context) -> list[Term]:
         """1 - t/T at z, t/T at z + e."""
         ramp = min(at.progress + self.ahead, self.limit)
-        weight, length = ramp * at.ones, torch.tensor(self.strength, dtype=at.ones.dtype)
+        weight, length = ramp * at.ones, at.ones.new_full((), self.strength)
         if self.rarity is not None:
             n = at.counts.clamp(min=1).to(at.ones)
             v = (n.max() / n + 0.01).log() / self.rarity

@@ -87,7 +87,8 @@ def sharp_backward(
             Part(under(cast, p.losses), [replace(t, losses=t.losses and under(cast, t.losses)) for t in p.terms])
             for p in parts
         ]
-    with precise, functorch.patch(donated_buffer=False):  # a graph compiled here must bear a second backward
+    # a graph compiled here must bear a second backward, on this thread: a GPU's own would not know of the patch
+    with precise, functorch.patch(donated_buffer=False), torch.autograd.set_multithreading_enabled(False):
         out = Outcome(torch.zeros(()))
         if where == "weights" or not any(t.climb is not None for p in parts for t in p.terms):
             return weights_step(parts, model, place, out, merge=merge, **how)
@@ -124,7 +125,7 @@ def weights_step(
     processes, device = Processes(model), place[0].device
     trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     apart = treats_rows_apart(model)
-    looks = looks_of(present(ungrouped(parts, processes), processes), apart)
+    looks = looks_of(present(ungrouped(parts, processes, device), processes), apart)
     terms: dict[str, Term] = {}
     for look in looks:
         terms |= look.terms
@@ -297,7 +298,7 @@ def cosines(at_w: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 # -- terms as the weight step needs them -------------------------------------------------------------
 
 
-def ungrouped(parts: Sequence[Part], processes: Processes) -> list[Part]:
+def ungrouped(parts: Sequence[Part], processes: Processes, device: torch.device) -> list[Part]:
     """A grouped term as one term per group that occurs anywhere in the step: each is a pass of its own."""
     occurs: dict[str, Tensor] = {}
     for part in parts:
@@ -305,7 +306,9 @@ def ungrouped(parts: Sequence[Part], processes: Processes) -> list[Part]:
             if t.by is not None:
                 here = t.weight.new_zeros(t.groups).index_add_(0, t.by, (t.weight != 0).to(t.weight.dtype))
                 occurs[t.name] = occurs.get(t.name, 0) + here
-    groups = {n: processes.add(here).nonzero().squeeze(1).tolist() or [0] for n, here in occurs.items()}
+    if processes.count > 1:
+        occurs = {n: processes.add(here.to(device)) for n, here in occurs.items()}
+    groups = {n: here.nonzero().squeeze(1).tolist() or [0] for n, here in occurs.items()}
 
     def spread(term: Term) -> list[Term]:
         if term.by is None:

@@ -45,9 +45,9 @@ class PGD:
 
     def kicks(self, at: Context, slope: Tensors) -> Tensor:
         """Whether this step has a kick."""
-        small = norm(slope) <= self.threshold if self.threshold < math.inf else torch.tensor(True)
         since: Tensor = at.memory["since"]
-        return (since >= self.pause) & small.to(since.device)
+        rested = since >= self.pause
+        return rested if self.threshold == math.inf else rested & (norm(slope) <= self.threshold).to(since.device)
 
     def terms(self, at: Context) -> list[Term]:
         """Everybody, at w + xi or at w."""

@@ -64,7 +64,7 @@ def possible(sweep: Sweep, alike: Sequence[Point], root: Path, seed: int) -> Apa
     there = torch.bincount(data.test.y, minlength=data.classes)
     if not there[list(groups(first, data).get(sweep.score, range(data.classes)))].any():
         raise ValueError(f"--score {sweep.score}: {data.title} has no such classes, or no validation image of them")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = begin(first, data, seed).model
     for point in alike:
         for i, stage in enumerate(sweep.at(point).stages):

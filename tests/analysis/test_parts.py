@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from flattail.analysis import joined
+from flattail.analysis.parts import part_by_part
 
 TWO = """
 import numpy as np, torch, torch.distributed as dist
@@ -46,3 +48,15 @@ def test_two_processes_share_the_classes_and_agree(tmp_path: Path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("agrees") == 2
+
+
+def test_float32_is_not_rounded_inside_and_as_it_was_outside():
+    conv = torch.backends.cudnn.conv
+    before, inside = conv.fp32_precision, []
+
+    def compute(name):
+        inside.append(conv.fp32_precision)
+        return {}
+
+    part_by_part(["a"], compute, done={}, on_part=lambda *_: None)
+    assert (inside, conv.fp32_precision) == (["ieee"], before)

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torchvision.transforms import AutoAugment as Published
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
+from torchvision.transforms.v2 import functional as T
 
 from flattail.data.addressed import seeds, uniform
-from flattail.data.augment import AUGMENTS, OPERATIONS, AutoAugment, Crop, Cutout, Flip
+from flattail.data.augment import AUGMENTS, OPERATIONS, AutoAugment, Crop, Cutout, Flip, softened
 
 SEEDS = seeds(7, torch.arange(64))
 
@@ -137,3 +138,9 @@ def test_autoaugment_wants_uint8():
 def test_floats_are_treated_like_bytes(name):
     x = images()
     assert AUGMENTS[name]()(x.float(), SEEDS).equal(AUGMENTS[name]()(x, SEEDS).float())
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 16, 16), (4, 1, 9, 7), (2, 3, 2, 8), (2, 3, 3, 3)])
+def test_softened_images_are_torchvisions(shape):
+    x = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert softened(x).equal(T.adjust_sharpness(x, 0.0))

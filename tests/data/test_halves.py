@@ -154,3 +154,16 @@ def test_a_truncated_or_unreadable_image_is_named(photographs, tmp_path, workers
         with pytest.raises(ValueError, match=rf"^{bad} {why}") as caught:
             list(half.batches(in_order(2, 1), workers=workers))
         assert "Traceback" not in str(caught.value)
+
+
+def test_images_in_memory_go_to_a_device_once(monkeypatch):
+    half, moves, to = Tensors(torch.rand(24, 3, 8, 8), torch.arange(24) % 2, *STATS), [], torch.Tensor.to
+
+    def counting(x, *args, **how):
+        moves.extend([args] if len(x) == 24 and x.ndim == 4 else [])
+        return to(x, *args, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", counting)
+    for _ in range(3):
+        assert len(list(half.batches(in_order(24, 8), device="cpu"))) == 3
+    assert len(moves) == 1

@@ -128,3 +128,16 @@ def test_inductor_backbone(label):
     model.backbone.compile()
     single = lambda m, x, y: closure(m, x.float(), y)  # noqa: E731
     compare(steps(model, model, HEADS[label], single), steps(plain, plain, HEADS[label], single), 1e-4)
+
+
+def test_backward_passes_stay_on_the_thread_that_was_told_to_keep_graphs():
+    """A GPU's passes run on a thread of autograd's own, for which torch's configuration is another."""
+    model, (x, y), seen = mlp(), data(), []
+
+    def losses():
+        logits = model(x)
+        logits.register_hook(lambda g: seen.append(torch._C._is_multithreading_enabled()))
+        return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+
+    flat(model, SAM()).backward(losses, y)
+    assert len(seen) == 2 and not any(seen) and torch._C._is_multithreading_enabled()
