@@ -10,7 +10,7 @@ from cases import EVERY, NORMED, close, closure, data, flat, gradient, mlp
 from meta import NEED_CLASSES
 from torch import nn
 
-from flattail.sharp import CCSAM, SAM, SSESAM, SAMNorms
+from flattail.sharp import CCSAM, SAM, SSESAM, ImbSAM, SAMNorms
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,3 +98,15 @@ def test_a_step_waits_for_nothing(label):
         aware.backward(closure(model, x, y), y, progress=0.1, step=0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", [SAM(rho=0.1), ImbSAM(rho=0.1, eta=100), CCSAM()], ids=repr)
+def test_a_compiled_model_bears_a_short_batch(method):
+    """Shapes that change have backward passes compiled at once, by the thread that runs the forward."""
+    torch._dynamo.reset()
+    plain, model = mlp().cuda(), mlp().cuda()
+    (model.backbone if method.where == "head" else model).compile(backend="aot_eager")
+    for n in (22, 22, 9):
+        x, y = (t.cuda() for t in data(n=n))
+        close(gradient(model, method, x, y), gradient(plain, method, x, y), 1e-10)
+    torch._dynamo.reset()
