@@ -35,7 +35,8 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
 
-lowest:  # the tests with the oldest versions that pyproject.toml allows
+lowest:  # the tests with the oldest versions that pyproject.toml allows: those that have wheels for Python 3.11
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make PYTHON=python3.11 lowest"; exit 1; }
 	test -x .lowest/bin/python || $(PYTHON) -m venv .lowest
 	.lowest/bin/python -m pip install --quiet uv
 	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct --editable '.[dev]'

@@ -48,12 +48,14 @@ class EMA:
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
 
     def after_step(self, average: AveragedModel, model: nn.Module) -> None:
-        """Always: as torch's `update_parameters`, which would wait for the device to be told how many there were."""
+        """Always: torch's `update_parameters` without its copy of the count to the device, which waits."""
         if average.n_averaged == 0:
             average.update_parameters(model)
             return
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), 1 - self.decay)
+            pairs = zip(average.module.parameters(), model.parameters(), strict=True)
+            means, weights = zip(*((mean, p) for mean, p in pairs if p.requires_grad), strict=True)
+            torch._foreach_lerp_(means, weights, 1 - self.decay)
             for mean, now in zip(average.module.buffers(), model.buffers(), strict=True):
                 mean.copy_(now)
         average.n_averaged += 1

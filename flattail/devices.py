@@ -37,13 +37,15 @@ def refuse_absent(device: str | None) -> None:
 def accelerated(device: str | None, precision: str, *, patience: timedelta | None = None, **how: Any) -> Accelerator:
     """An Accelerator on a device ("cpu", "cuda", "cuda:1", or None for the best one), in fp32, bf16 or fp16.
 
-    `patience`: how long processes wait for each other, where not as long as torch has it.
+    `patience`: how long processes that meet here wait for each other; without it, as long as torch lets them.
     """
     refuse_absent(device)
-    if device is not None and device.startswith("cuda:"):
-        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    if device is not None and device.startswith("cuda"):
+        several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+        if several and device != "cuda":
             raise ValueError(f"device: each of several processes has a GPU of its own; write cuda, not {device}")
-        torch.cuda.set_device(int(device.partition(":")[2]))
+        if not several:
+            torch.cuda.set_device(int(device.partition(":")[2] or 0))
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision: fp16 needs a GPU; on the CPU use bf16 or fp32")
     mixed_precision = "no" if precision == "fp32" else precision

@@ -232,7 +232,7 @@ def apart(threads: int, tell: Connection) -> Iterator[None]:
     torch.set_num_threads(threads)
     try:
         yield
-    except (ValueError, FloatingPointError, OSError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError, MemoryError) as error:
         tell.send(str(error))
         raise SystemExit(2) from error
 

@@ -108,7 +108,8 @@ def fit(
     trainable = {n: p.requires_grad for n, p in model.named_parameters()}
     work: Work | None = None
     device = accelerator.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), stopping() as stop:
+    drawn = {"cpu": [], "cuda": [device]}.get(device.type)  # None: whatever else there is
+    with torch.random.fork_rng(drawn), stopping() as stop:
         for i in range(state.place.stage, len(stages)):
             start_stage(run, i)
             if stages[i].epochs:
@@ -196,7 +197,13 @@ def train_stage(run: Training, i: int, work: Work, stop: Stop) -> None:
     before = sum(s.epochs for s in run.stages[:i])
     carries = i + 1 < len(run.stages) and run.stages[i + 1].carry
     for epoch in range(state.place.epoch, stage.epochs):
-        row = train_epoch(run, i, epoch, work, stop)
+        try:
+            row = train_epoch(run, i, epoch, work, stop)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"recipe.stages[{i}]: {str(error).partition('. ')[0]}: `--set stages.{i}.micro={2 * stage.micro}` cuts "
+                "its steps into smaller pieces, a smaller `batch` makes smaller steps"
+            ) from error
         row = {"epoch": before + epoch, "stage": i, "epochs": run.epochs} | row
         if epoch == 0 and state.found.get(i):
             row["start"] = state.found[i]

@@ -52,7 +52,7 @@ BARS = (
     "from CE by these runs."
 )
 SHORT = (
-    "All others in a protocol that anyone can repeat on a laptop: 16 pixels, a small ResNet, 100 epochs. The papers "
+    "a protocol that anyone can repeat on a laptop: 16 pixels, a small ResNet, 100 epochs. The papers "
     "train longer and larger: compare rows, not tables."
 )
 SPECTRA = HERE.parent / "docs" / "figures" / "spectra.svg"
@@ -134,7 +134,7 @@ def front() -> str:
     lines: list[str] = []
     if full := full_lines(kept()):
         lines += ["By a paper's own recipe, at its full length (200 epochs, ResNet-32, 32 pixels):", "", *full[2:]]
-    lines += [*wrapped(SHORT), ""]
+    lines += [*wrapped(f"{'All others in' if full else 'In'} {SHORT}"), ""]
     for where, data in LONGS.items():
         rows = {name: seeds for name, seeds in by_row(kept(), where).items() if len(seeds) > 1}
         if rows:

@@ -453,15 +453,24 @@ def test_a_full_disk_is_a_message(place, monkeypatch):
     assert "the disk is full, and what was written before is whole" in refused("train", "r.yaml", "--device", "cpu")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("try micro=2")])
-def test_too_little_memory_is_a_message(place, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            r"stages\[0\]: CUDA out of memory: `--set stages.0.micro=2`",
+        ),
+        (MemoryError(), "flattail: too little memory"),
+    ],
+)
+def test_too_little_memory_is_a_message(place, monkeypatch, error, said):
     recipe_at(place / "r.yaml")
 
     def full(*args, **how):
         raise error
 
-    monkeypatch.setattr("flattail.experiment.train", full)
-    assert str(error) in refused("train", "r.yaml", "--device", "cpu")
+    monkeypatch.setattr("flattail.train.train_epoch", full)
+    assert re.search(said, refused("train", "r.yaml", "--device", "cpu"))
 
 
 def test_our_own_errors_keep_their_traceback(place, monkeypatch):

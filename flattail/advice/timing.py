@@ -75,7 +75,7 @@ class Timed(NamedTuple):
     def beside(self, stage: Stage) -> float:
         """Seconds of a run beside its epochs: reading images into memory is not counted, features for a start are."""
         half = self.data.test.take(torch.arange(min(LOOKED, len(self.data.test))))
-        logits_of(self.model, half.take(torch.arange(1)), device=self.accelerator.device)  # begin, whatever that takes
+        logits_of(self.model, half.take(torch.arange(1)), device=self.accelerator.device)  # set-up is not timed
         begun = time.perf_counter()
         logits_of(self.model, half, device=self.accelerator.device)
         each = (time.perf_counter() - begun) / len(half)

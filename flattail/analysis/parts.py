@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +25,16 @@ def kept_nowhere(name: str, arrays: Arrays) -> None:
 @contextmanager
 def in_full() -> Iterator[None]:
     """Float32 is that in a GPU's convolutions too: TensorFloat-32, the default, leaves three digits of curvature."""
-    operations: list[Any] = [getattr(torch.backends.cudnn, name) for name in ("conv", "rnn")]
-    before = [each.fp32_precision for each in operations]
     try:
-        for each in operations:
-            each.fp32_precision = "ieee"
+        before = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set operation by operation, by somebody who means it
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
         yield
     finally:
-        for each, precision in zip(operations, before, strict=True):
-            each.fp32_precision = precision
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def part_by_part(

@@ -31,15 +31,9 @@ def mistakes_told(*, again: str = "the same command with --resume goes on") -> I
     except BrokenPipeError:  # whoever read the output has seen enough, which typer knows to end quietly
         raise
     except (ValueError, FloatingPointError, OSError, ImportError, MemoryError) as error:
-        full = getattr(error, "errno", None) == 28
-        text = f"the disk is full, and what was written before is whole: {error}" if full else str(error)
+        full, said = getattr(error, "errno", None) == 28, str(error) or "too little memory"
+        text = f"the disk is full, and what was written before is whole: {said}" if full else said
         typer.secho(f"flattail: {text}", fg="red", err=True)
-        raise typer.Exit(2) from error
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported to be told
-            raise
-        remedy = "`--set stages.0.micro=2` cuts the steps of a stage in two, and `batch` makes them smaller"
-        typer.secho(f"flattail: {error}; {remedy}", fg="red", err=True)
         raise typer.Exit(2) from error
 
 

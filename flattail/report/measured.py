@@ -131,7 +131,7 @@ def said(found: Sequence[tuple[Row, Measured]]) -> list[str]:
         if len(values) == 1:
             same.append(f"{key} {next(iter(values))}")
         else:
-            notes.append(apart_in(key, values))
+            notes.append(apart_in(key, values, len(flat)))
     several = [f"{row.name} ({len(m.runs)} seeds)" for row, m in found if len(m.runs) > 1]
     if several:
         notes.append(f"Means over seeds: {', '.join(several)}.")

@@ -43,7 +43,7 @@ def notes(rows: Sequence["Row"]) -> list[str]:
         if len(found) == 1:
             same += [f"{what} {value}" for value in found if value != "none"]
         elif found:
-            differing.append(apart_in(what, found))
+            differing.append(apart_in(what, found, len(rows)))
     for row in rows:
         for run in row.unfinished:
             at = f"{len(run.rows)} of {run.epochs} epochs"
@@ -51,12 +51,12 @@ def notes(rows: Sequence["Row"]) -> list[str]:
     return [*said, f"The same for all rows: {'; '.join(same)}.", *differing]
 
 
-def apart_in(what: str, found: Mapping[str, Sequence[str]]) -> str:
-    """That rows differ in something, and which rows have which value; most rows go unnamed."""
+def apart_in(what: str, found: Mapping[str, Sequence[str]], rows: int) -> str:
+    """That rows differ in something, and which have which value; where each has one, most of them go unnamed."""
+    names = [name for each in found.values() for name in each]
     commonest = max(found, key=lambda value: len(found[value]))
-    rest = {value: names for value, names in found.items() if value != commonest}
-    most = len(found[commonest]) > max(2, sum(map(len, rest.values())))
-    said = [f"{value}: {', '.join(names)}" for value, names in (rest if most else found).items()]
+    most = len(set(names)) == len(names) == rows and len(found[commonest]) > max(2, rows / 2)
+    said = [f"{value}: {', '.join(each)}" for value, each in found.items() if not most or value != commonest]
     said += [f"{commonest}: all others"] if most else []
     return f"Rows differ in {what} — {'; '.join(said)}."
 

@@ -134,9 +134,10 @@ def adaptive_ball(rho: float, *, floor: float = 0.01) -> Climb:
 def displaced(weights: Tensors, moves: Tensors) -> Iterator[None]:
     """The weights are at `w + move` inside, and bit for bit, in the same storage, at `w` afterwards."""
     kept = [torch.empty_like(w, requires_grad=False) for w in weights]
+    with torch.no_grad():
+        torch._foreach_copy_(kept, weights)
     try:
         with torch.no_grad():
-            torch._foreach_copy_(kept, weights)
             torch._foreach_add_(weights, moves)
         del moves
         torch.clear_autocast_cache()

@@ -51,12 +51,18 @@ def test_two_processes_share_the_classes_and_agree(tmp_path: Path):
 
 
 def test_float32_is_not_rounded_inside_and_as_it_was_outside():
-    conv = torch.backends.cudnn.conv
-    before, inside = conv.fp32_precision, []
+    cudnn, inside = torch.backends.cudnn, []
+    before = (cudnn.allow_tf32, cudnn.conv.fp32_precision)
 
     def compute(name):
-        inside.append(conv.fp32_precision)
+        inside.append((cudnn.allow_tf32, cudnn.conv.fp32_precision == "tf32"))
         return {}
 
     part_by_part(["a"], compute, done={}, on_part=lambda *_: None)
-    assert (inside, conv.fp32_precision) == (["ieee"], before)
+    assert inside == [(False, False)] and (cudnn.allow_tf32, cudnn.conv.fp32_precision) == before
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        part_by_part(["a"], lambda name: {}, done={}, on_part=lambda *_: None)
+        assert cudnn.conv.fp32_precision == "ieee"
+    finally:
+        cudnn.allow_tf32 = before[0]

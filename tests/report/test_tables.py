@@ -244,8 +244,11 @@ def test_differences_are_taken_within_a_protocol_and_nowhere_else(make, tmp_path
 
 def test_where_most_rows_agree_those_that_do_not_are_named():
     few, many = {"100": ["a", "b"], "10": ["c"]}, {"10": ["d"], "100": ["a", "b", "c", "e"], "5": ["f", "g"]}
-    assert apart_in("epochs", few) == "Rows differ in epochs — 100: a, b; 10: c."
-    assert apart_in("epochs", many) == "Rows differ in epochs — 10: d; 5: f, g; 100: all others."
+    assert apart_in("epochs", few, 3) == "Rows differ in epochs — 100: a, b; 10: c."
+    assert apart_in("epochs", many, 7) == "Rows differ in epochs — 10: d; 5: f, g; 100: all others."
+    unknown_of_one, both_of_one = {"100": ["a", "b", "c", "e"], "10": ["d"]}, {"100": ["a", "b", "c"], "10": ["a"]}
+    assert apart_in("epochs", unknown_of_one, 6) == "Rows differ in epochs — 100: a, b, c, e; 10: d."
+    assert apart_in("epochs", both_of_one, 4) == "Rows differ in epochs — 100: a, b, c; 10: a."
 
 
 def test_what_else_differs_between_rows_that_are_compared_is_said(make, tmp_path):
