@@ -6,14 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean
 
-from longer import wrapped
+from longer import cited, wrapped
 from measures import GROUPS, accuracy, cells, spread
 
-from flattail.recipe import read, shipped
 from flattail.report.estimates import signed
 from flattail.runs import Run
 
-FULL = {"cifar10-lt-100": "CIFAR-10-LT", "cifar100-lt-100": "CIFAR-100-LT"}  # folders of recipes, at imbalance 100
+FULL = ("cifar10-lt-100", "cifar100-lt-100")  # folders of the papers' recipes, at imbalance 100
 
 SAID = (
     "Mean ± sample sd over n seeds, percent, last epoch; beside it the best of the epochs that were watched on test. "
@@ -39,11 +38,8 @@ def full_lines(runs: Sequence[Run]) -> list[str]:
     for label, seeds in found.items():
         watched = [[row["test"]["all"] for row in run.rows if "test" in row] for run in seeds]
         best = [100 * max(each) for each in watched if each]
-        expect = read(shipped() / f"{label}.yaml").expect
-        theirs, gap = "–", "–"
-        if expect is not None and expect.accuracy is not None:
-            theirs = f"{expect.accuracy:g} ({expect.source})"
-            gap = signed(mean(accuracy(run, "all") for run in seeds) - expect.accuracy)
+        published, theirs = cited(label)
+        gap = "–" if published is None else signed(mean(accuracy(run, "all") for run in seeds) - published)
         name = f"{seeds[0].recipe['title']} ({label})"
         out.append(f"| {name} | {' | '.join(cells(seeds))} | {spread(best)} | {len(seeds)} | {theirs} | {gap} |")
     return [*out, "", *wrapped(SAID), ""] if found else []

@@ -55,9 +55,16 @@ def by_row(runs: Sequence[Run], where: str = LONG) -> dict[str, dict[int, Run]]:
 
 def published(where: str, name: str) -> str:
     """The number that the paper gives for its own protocol, with its source."""
-    path = shipped() / where.replace("16px", "100") / f"{THEIRS.get(name, name)}.yaml"
+    return cited(f"{where.replace('16px', '100')}/{THEIRS.get(name, name)}")[1]
+
+
+def cited(label: str) -> tuple[float | None, str]:
+    """The accuracy that is published for a shipped recipe, and the same with its source; None and – without any."""
+    path = shipped() / f"{label}.yaml"
     expect = read(path).expect if path.exists() else None
-    return f"{expect.accuracy:g} ({expect.source})" if expect is not None and expect.accuracy is not None else "–"
+    if expect is None or expect.accuracy is None:
+        return None, "–"
+    return expect.accuracy, f"{expect.accuracy:g} ({expect.source})"
 
 
 def title(seeds: dict[int, Run]) -> str:

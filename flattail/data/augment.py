@@ -144,7 +144,7 @@ def softened(x: Tensor) -> Tensor:
     kernel[..., 1, 1] = 5 / 13
     soft = x.float()
     soft[..., 1:-1, 1:-1] = F.conv2d(soft, kernel, groups=x.shape[1]).round_()
-    return soft.clamp_(0, 255).to(torch.uint8)
+    return soft.to(torch.uint8)
 
 
 def gray(x: Tensor) -> Tensor:

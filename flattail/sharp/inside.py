@@ -51,6 +51,11 @@ def inside_step(
             sight: tuple[Any, Any] = inside.look(look, name, scale * unit)
             return sight
 
+    def look_again(losses: Any, sight: Any, answer: Tensor, expected: int) -> Tensor:
+        state = sight.noise if dropout == "same" else None
+        with processes.still(), same_noise(state, device), inside.answers(sight, answer):
+            return call(losses, None, expected)[0]
+
     # a first sweep, where several micro-batches climb by their common slopes
     sums, common = Sums(looks[0].terms), None
     if twice:
@@ -86,15 +91,12 @@ def inside_step(
 
             # 3. look from there, the backbone doing no work
             with kept_buffers([model], keep=buffers == "keep"):
-                state = sight.noise if dropout == "same" else None
-                moves = inside.answers(sight, moved)
-                with processes.quiet(last), processes.still(), same_noise(state, device), moves:
-                    there, _, _ = call(term.losses or look.losses, None, len(term.weight))
+                with processes.quiet(last):
+                    there = look_again(term.losses or look.losses, sight, moved, len(term.weight))
                 here = look.values
                 if term.losses is not None:
-                    stays = inside.answers(sight, sight.still.detach())
-                    with torch.no_grad(), processes.still(), same_noise(state, device), stays:
-                        here, _, _ = call(term.losses, None, len(term.weight))
+                    with torch.no_grad():
+                        here = look_again(term.losses, sight, sight.still.detach(), len(term.weight))
                 objective = {n: sums.share(n, look) @ (there if n == name else look.values) for n in look.terms}
                 gap = gap + coefficients(term, look.masses) @ (there - here).detach()
                 finite = finite & torch.isfinite(gap)
