@@ -100,7 +100,29 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
         if plain := rows.get(WITHOUT.get(name, "")):
             found = [paired(seeds, plain, group) for group in GROUPS]
             out.append(f"| {title(seeds)} | {' | '.join(map(marked, found))} | {found[0].n} |")
-    return [*out, ""]
+    return [*out, "", *first_stages(rows)]
+
+
+def first_stages(rows: dict[str, dict[int, Run]]) -> list[str]:
+    """Where the rows of two stages in one run stood before the second one, which trains the classifier alone."""
+    out = []
+    for name, seeds in rows.items():
+        ends = [end for run in seeds.values() if (end := end_of_first(run))]
+        if ends:
+            said = " | ".join(spread([100 * end["balanced" if g == "all" else g] for end in ends]) for g in GROUPS)
+            out.append(f"| {title(seeds)} ({name}) | {said} | {len(ends)} |")
+    if not out:
+        return []
+    heads = [f"| the end of the first stage | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}"]
+    return ["**Before the classifier was trained on**", "", *heads, *out, ""]
+
+
+def end_of_first(run: Run) -> dict[str, float] | None:
+    """The watched scores at the end of a first stage that a stage of the head alone follows in the same run."""
+    if [stage["train"] for stage in run.recipe["stages"]] != ["all", "head"]:
+        return None
+    last = [row for row in run.rows if row["stage"] == 0][-1]
+    return last.get("test")
 
 
 def wrapped(text: str) -> list[str]:

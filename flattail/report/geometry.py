@@ -38,7 +38,9 @@ def geometry(rows: Sequence[Row]) -> list[Part]:
         for row, m in found:
             columns, lines = LINES[name](m)
             said_of = [(m.shown[i], cells) for i, cells in lines]
-            tables.append(Table(f"{row.name}, class by class", READINGS[name], columns, said_of, folded=True))
+            groups = len(lines) - len(m.classes)
+            by_class = f"{row.name}, class by class"
+            tables.append(Table(by_class, READINGS[name], columns, said_of, folded=True, groups=groups))
         figures = [figure for draw in FIGURES[name] for figure in draw(found, rows)]
         notes = [*said(found), *([WHISKERS] if name != "landscape" else [])]
         parts.append(Part(name, title, notes, figures, tables))

@@ -27,6 +27,7 @@ class Table:
     columns: Sequence[str]
     lines: Sequence[tuple[Row | str, Sequence[Cell]]]  # what each line is about, and its cells
     folded: bool = False
+    groups: int = 0  # how many of the last lines are groups of the classes above: sorting leaves them there
 
 
 # ---- one analysis, class by class: columns (the first names the line), and cells by entry ---------------------------
@@ -186,7 +187,7 @@ def of(m: Measured, key: str, scale: float = 1, *, error: np.ndarray | None = No
     parts = {"seeds": m.seeds(key), "samples": m.within(key, "samples"), "probes": m.within(key, "probes")}
     cells = []
     for i, (v, e) in enumerate(zip(value, whole, strict=True)):
-        known = [f"{name} {float(scale * p[i]):.2g}" for name, p in parts.items() if np.isfinite(p[i])]
+        known = [f"{name} {number(float(scale * p[i]), 2)}" for name, p in parts.items() if np.isfinite(p[i])]
         cells.append(Cell(plus_minus(float(v), float(e)), ", ".join(known) if len(known) > 1 else ""))
     return cells
 

@@ -3,21 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .estimates import signed
 from .facts import FACTS
 
 if TYPE_CHECKING:
+    from .swaps import Swap
     from .tables import Row
 
 
-def headline(rows: Sequence["Row"]) -> str:
-    """Who is ahead of the baseline of these rows by more than the seeds differ, in one sentence."""
+def headline(rows: Sequence["Row"], moved: Sequence["Swap"] = ()) -> str:
+    """Who is ahead of the baseline of these rows by more than the seeds differ, in a sentence or two.
+
+    `moved`: what changed on the test images; where no two seeds are there to compare, that is what can be told.
+    """
     if len(rows) < 2:
         return ""
     base, others = rows[0], [row for row in rows[1:] if row.differences]
     if not others:
         return f"No row shares the protocol of {base.name}: nothing is compared."
     if all(row.differences["all"].n < 2 for row in others):
-        return f"Nobody can be called ahead of {base.name}: an interval takes two seeds in common."
+        said = f"Nobody can be called ahead of {base.name}: an interval over seeds takes two in common."
+        told = [f"{swap.row.name} ({', '.join(found)})" for swap in moved if (found := _on_images(swap))]
+        return said + (f" Of these very models, over test images: {'; '.join(told)}." if told else "")
     said = []
     for name in ("all", "few"):
         ahead = [row for row in others if row.differences[name].ahead]
@@ -69,6 +76,13 @@ def warnings(rows: Sequence["Row"]) -> list[str]:
             for text in dict.fromkeys((run.scores or {}).get("warnings", [])):
                 seeds.setdefault((row.name, text), []).append(run.seed)
     return [f"{name} (seed {', '.join(map(str, found))}): {text}" for (name, text), found in seeds.items()]
+
+
+def _on_images(swap: "Swap") -> list[str]:
+    """On few and on all: the change over test images, where its interval leaves out zero."""
+    groups = {flip.name: flip for flip in swap.groups}
+    clear = [flip for name in ("few", "all") if (flip := groups.get(name)) and flip.clear]
+    return [f"{flip.name} {signed(flip.points)} [{signed(flip.low)}, {signed(flip.high)}]" for flip in clear]
 
 
 def _differing(rows: Sequence["Row"], pick: Any) -> dict[str, list[str]]:

@@ -56,6 +56,7 @@
   }
 
   function number(cell) {
+    if (cell.dataset.value) return Number(cell.dataset.value);
     const text = words(cell).replaceAll("−", "-").replaceAll(",", "");
     const took = /^(?:([\d.]+) h )?(?:([\d.]+) min)?(?:([\d.]+) s)?$/.exec(text);
     if (text && took) return 3600 * (took[1] ?? 0) + 60 * (took[2] ?? 0) + 1 * (took[3] ?? 0);
@@ -91,6 +92,7 @@
 
   for (const table of all("table[data-sort]")) {
     [...table.tHead.rows[0].cells].forEach((head, column) => {
+      if ("still" in head.dataset) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);

@@ -15,6 +15,7 @@ from .cost import bought, cost, duration, seconds
 from .differences import Change, changes
 from .estimates import Estimate, signed
 from .figures import figures
+from .gained import MEASURE
 from .geometry import Part, geometry
 from .geometry_tables import Table, number
 from .notes import headline, notes, warnings
@@ -109,6 +110,7 @@ def build(runs: Sequence[Run], out: Path, *, baseline: str | None = None) -> Pat
         titles=TITLES,
         crowd=MANY_ROWS,
         few=MATRICES,
+        measure=MEASURE,
         made=[_made(row) for row in rows],
         runs=sum(row.n for row in rows),
         unfinished=sum(len(row.unfinished) for row in rows),
@@ -151,11 +153,11 @@ def of_runs(runs: Sequence[Run], baseline: str | None) -> list[Row]:
 
 
 def _section(data: str, rows: Sequence[Row]) -> Section:
-    drawn, errors = calibration(rows)
+    (drawn, errors), moved = calibration(rows), swaps(rows)
     return Section(
         data,
         rows,
-        headline=headline(rows),
+        headline=headline(rows, moved),
         heads=_heads(rows),
         others=[name for name in (*OTHERS, "last epoch", "best on test") if any(name in row.columns for row in rows)],
         notes=notes(rows),
@@ -163,7 +165,7 @@ def _section(data: str, rows: Sequence[Row]) -> Section:
         terms=[line for row in rows for line in _lines(row)],
         figures=figures(rows),
         heat=_heat([row for row in rows if row.runs]),
-        swaps=swaps(rows),
+        swaps=moved,
         confusions=confusions(rows),
         reliability=drawn,
         errors=errors,

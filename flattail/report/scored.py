@@ -54,7 +54,7 @@ def class_counts(row: Row, size: tuple[float, float]) -> Figure:
         _class_axis(ax, known)
         if few_classes:
             for rank, count in enumerate(counts):
-                ax.annotate(f"{count}", (rank, count), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
+                ax.annotate(f"{count}", (rank, count), (0, 2), textcoords="offset points", ha="center", fontsize=9)
         _name_groups(ax, known)
     least, most = int(counts.min()), int(counts.max())
     reading = (
@@ -103,7 +103,7 @@ def ranked(rows: Sequence[Row]) -> Figure:
                     ax.plot([each.mean], [y], mark, ms=5 if name in SHADES else 4, color=ink, mew=0, ls="", zorder=3)
                     if name == "all" and each.n > 1:
                         ax.plot([each.mean - each.sd, each.mean + each.sd], [y, y], color=INK, lw=1, zorder=2)
-                ax.text(-0.01, y, row.name, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+                ax.text(-0.01, y, row.name, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=9)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.set_yticks([])
         ax.set_xlim(0, 10 * np.ceil(highest / 10) + 1)
@@ -177,7 +177,7 @@ def _name_groups(ax: "Axes", known: Classes) -> None:
     for name in filter(known.groups.__contains__, GROUPS):
         ranks = np.flatnonzero(known.groups[name][known.order])
         over = ax.get_xaxis_transform()
-        ax.text(ranks.mean(), 1.02, name, transform=over, ha="center", fontsize=8, color=MUTED)
+        ax.text(ranks.mean(), 1.02, name, transform=over, ha="center", fontsize=9, color=MUTED)
         if ranks[0]:
             ax.axvline(ranks[0] - 0.5, color=MUTED, lw=0.8, ls=":")
 

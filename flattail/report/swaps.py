@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .classes import classes
+from .classes import Classes, classes
 from .flips import Flip, comparable, paired
+from .gained import rarest, together, verdict
 from .tables import Row
 
-MOST, ENDS = 20, 10  # classes beyond which only those that moved most are shown; how many up and down
+LINES = 400  # classes of all rows together that a page shows
+ENDS = 10  # how many up, down and of the rarest are shown at least, where there are too many classes for all
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,30 @@ class Swap:
     lines: Sequence[Flip]  # classes, the most frequent first
     left: int  # classes that are not shown
     scale: float  # the largest share of a class that was gained or lost
+    said: Sequence[str]  # who gained and who paid, in sentences
 
 
 def swaps(rows: Sequence[Row]) -> list[Swap]:
     """One for every row that shares the first one's protocol, a seed and its test images."""
     found = []
-    for row in rows[1:]:
-        pairs = comparable(rows[0], row) if row.differences else []
-        if not pairs:
-            continue
+    others = [(row, pairs) for row in rows[1:] if row.differences and (pairs := comparable(rows[0], row))]
+    for row, pairs in others:
         of_class, of_group = paired(pairs)
-        order = [of_class[c] for c in classes(pairs[0][0]).order]
-        shown = order
-        if len(order) > MOST:
-            ranked = sorted((flip for flip in order if flip.n), key=lambda flip: flip.points)
-            kept = {id(flip) for flip in [*ranked[:ENDS], *ranked[-ENDS:]]}
-            shown = [flip for flip in order if id(flip) in kept]
+        known = classes(pairs[0][0])
+        shown = shown_of(of_class, known, LINES // len(others))
         scale = max((max(f.only_a, f.only_b) / f.n for f in [*shown, *of_group] if f.n), default=0.0) or 1.0
-        found.append(Swap(row, len(pairs), of_group, shown, len(order) - len(shown), scale))
+        told = [[run.scores or {} for run in pair] for pair in pairs]
+        rare = known.groups.get("few", [False] * len(of_class))
+        said = [*together(of_group, told), *verdict(of_class, rare)]
+        found.append(Swap(row, len(pairs), of_group, shown, len(of_class) - len(shown), scale, said))
     return found
+
+
+def shown_of(of_class: Sequence[Flip], known: Classes, most: int) -> list[Flip]:
+    """The most frequent class first: all, or of too many those that moved most and the rarest."""
+    order = [of_class[c] for c in known.order]
+    if len(order) <= max(most, 3 * ENDS):
+        return order
+    moved = sorted((flip for flip in order if flip.n), key=lambda flip: flip.points)
+    kept = {id(flip) for flip in [*moved[:ENDS], *moved[-ENDS:], *rarest(of_class)[:ENDS]]}
+    return [flip for flip in order if id(flip) in kept]

@@ -70,7 +70,8 @@ def summary(runs: Sequence[Run], *, baseline: str | None = None) -> list[Row]:
     for run in runs:
         by_key.setdefault(run.key, []).append(run)
     titles = {text(run.recipe["data"]): run.scores["data"] for run in runs if run.scores}
-    rows = _named([_row(group, titles) for group in by_key.values()])
+    rows = [_row(group, titles) for group in by_key.values()]
+    rows = [row for same in by_data(rows).values() for row in _named(same)]
     if baseline and baseline not in {name for row in rows for name in (row.name, row.label)}:
         raise ValueError(f"no run is named {baseline!r}: choose from {', '.join(row.label for row in rows)}")
     return [

@@ -79,14 +79,14 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
         for name in paths if len(paths) <= TERMS else ():
             taken = {style.get(other) for other in paths}
             style.setdefault(name, next((dash for dash in DASHES if dash not in taken), DASHES[0]))
-    panels, size = [], SMALL if len(found) <= MANY_ROWS else (3.1, 2.2)
+    panels = []
     for row, paths in found:
-        with panel(f"gaps-{row.key}", size, f"Sharpness gaps of {row.name}", row) as (ax, done):
+        with panel(f"gaps-{row.key}", SMALL, f"Sharpness gaps of {row.name}", row) as (ax, done):
             ax.axhline(0, color=MUTED, lw=0.8)
             if len(paths) <= TERMS:
                 for name, path in paths.items():
                     _band(ax, row, rows, path, dash=style[name], label=name)
-                ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best", handlelength=2.6)
+                ax.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best", handlelength=2.6)
             else:
                 means = np.stack([mean_of(path, axis=0) for path in paths.values()])  # [terms, epochs]
                 low, mid, high = np.nanpercentile(means, [10, 50, 90], axis=0)
@@ -94,7 +94,7 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
                 with mine(ax, row, f"{row.name}, {label}"):
                     ax.fill_between(x, low, high, color=colour(row, rows), alpha=0.2, lw=0)
                     ax.plot(x, mid, color=colour(row, rows), lw=1.6, label=label)
-                ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+                ax.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
             ax.set_title(row.name, loc="left", fontsize=9.5, color=INK)
             if shared:
                 ax.set_ylim(min(0, 1.1 * lowest), 1.15 * max(tops))
@@ -106,7 +106,7 @@ def gaps(rows: Sequence[Row]) -> Figure | None:
     silent = [row.name for row in rows if row not in [row for row, _ in found]]
     if silent:
         reading += f" No term was ever active for {', '.join(silent)}: nothing was displaced there."
-    columns = 0 if size == SMALL else 4
+    columns = 0 if len(found) <= MANY_ROWS else 3
     return Figure("gaps", "Sharpness, term by term", reading, tuple(panels), legend=False, columns=columns)
 
 

@@ -8,6 +8,7 @@ import pytest
 from flattail import report, runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("wren", "owl", "all", "bat", "cat", "elk", "few", "dog", "cow", "ant")  # two like groups
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -16,15 +17,16 @@ QUIET = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, written):
-    """A page on four recipes, one of which is unfinished, with an analysis."""
+    """A page on four recipes, one of which is unfinished, with every analysis."""
     make, analyse = written
     folder = tmp_path_factory.mktemp("page")
     for seed in range(2):
-        plain = make(folder / "runs", "ce", seed)
-        make(folder / "runs", "sam", seed, tail=2.2, terms=["flat"])
-        make(folder / "runs", "drw", seed, tail=3.1, head=2.4, terms=["head", "tail"])
+        plain = make(folder / "runs", "ce", seed, names=NAMES)
+        make(folder / "runs", "sam", seed, tail=2.2, terms=["flat"], names=NAMES, method={"name": "sam", "rho": 0.1})
+        make(folder / "runs", "drw", seed, tail=3.1, head=2.4, terms=["head", "tail"], names=NAMES)
     make(folder / "runs", "late", 0, done=4)
-    analyse(plain, "hessian")
+    for name in ("hessian", "radius", "sharpness", "landscape", "escape"):
+        analyse(plain, name)
     return report.build(runs.find([folder / "runs"]), folder / "report.html")
 
 
@@ -93,6 +95,44 @@ def test_signs_names_and_durations_sort_too(page):
     assert column(page, 1) == ["1 h 02 min", "1.5 min", "50 s", "–"]
 
 
+def test_every_column_of_every_table_sorts_by_what_it_holds(page):
+    """Numbers by value, words by the alphabet, what is unknown last; groups of classes stay below the classes."""
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    clicked = page.evaluate(
+        """() => [...document.querySelectorAll("table[data-sort]")].flatMap(table => {
+        const groups = [...table.tBodies].slice(1).map(body => body.innerText).join();
+        return [...table.tHead.rows[0].cells].flatMap((head, i) => {
+          const button = head.querySelector("button");
+          if (!button) return [];
+          button.click();
+          const first = head.getAttribute("aria-sort"), body = table.tBodies[0];
+          const cells = [...body.rows].map(row => row.cells[i]);
+          const found = { head: head.innerText.trim(), first, texts: cells.map(cell => cell.innerText.trim()),
+            values: cells.map(cell => cell.dataset.value ?? ""),
+            groups: [...table.tBodies].slice(1).map(body => body.innerText).join() === groups,
+            most: [...table.tBodies].slice(1).flatMap(body => [...body.rows].map(row => row.cells[0].innerText.trim())) };
+          button.click(); button.click();
+          return [found]; }); })"""
+    )
+    assert len(clicked) > 60 and all(each["groups"] for each in clicked)
+    assert "lost | gained" not in {each["head"] for each in clicked}
+    by_class = [each for each in clicked if each["head"].startswith("class") and each["most"]]
+    assert len(by_class) >= 7 and all(sorted(each["texts"]) == sorted(NAMES) for each in by_class)
+    assert {tuple(each["most"]) for each in by_class} == {("many", "medium", "few", "all")}
+
+    def value(text, own):
+        found = re.match(r"[+−]?[\d.,]+(e−?\d+)?", text)
+        return float(own) if own else float(found[0].replace("−", "-").replace(",", "")) if found else None
+
+    numeric = [each for each in clicked if each["first"] == "descending"]
+    for each in numeric:
+        known = [x for x in map(value, each["texts"], each["values"]) if x is not None]
+        if not any(re.search(r"\d (s|min|h)\b", text) for text in each["texts"]):
+            assert known == sorted(known, reverse=True), each
+    assert {"p", "over seeds", "Δ, over images", "train", "gained"} <= {each["head"].rstrip(" ↓") for each in numeric}
+    assert any(text == "< 1e−6" for each in numeric if each["head"].startswith("p") for text in each["texts"])
+
+
 def test_a_hidden_method_is_gone_from_tables_and_figures(page, place):
     key = next(row.key for row in report.summary(runs.find([place.parent / "runs"])) if row.label == "sam")
     shown = f"[data-row='{key}']"
@@ -133,7 +173,7 @@ def test_pointing_tells_bars_lines_and_cells(page):
     expect(tip).to_have_text(re.compile(r"^ce · few "))
     expect(tip).to_be_visible()
     point_at(".matrix td.right[data-tip], .matrix td.right[title]", (0.5, 0.5))
-    expect(tip).to_have_text(re.compile("^0 called 0: "))
+    expect(tip).to_have_text(re.compile("^wren called wren: "))
     expect(tip).to_be_visible()
     shown("svg[aria-label='training loss']")
     at = page.evaluate(
@@ -154,6 +194,60 @@ def test_no_screen_scrolls_sideways(page, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_drawings_can_be_read_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("svg[viewBox] text")].filter(e => e.getClientRects().length).map(e => {
+        const svg = e.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return [scale * parseFloat(getComputedStyle(e).fontSize), e.textContent, svg.getAttribute("aria-label")]; })"""
+    )
+    assert len(small) > 300 and [each for each in small if each[0] < 9] == []
+
+
+def test_a_finger_is_told_what_a_pointer_is(browser, place):
+    context = browser.new_context(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto(place.as_uri())
+    bar = page.locator("svg [data-bar^='ce · few'] path").first
+    bar.scroll_into_view_if_needed()
+    bar.tap()
+    assert re.match("ce · few ", page.locator(".tip").inner_text())
+    head = page.locator("table.summary thead th").nth(4)
+    head.locator("button").tap()
+    assert head.get_attribute("aria-sort") == "descending"
+    context.close()
+
+
+def test_bars_tell_the_scores_of_the_runs(page, place):
+    """Per class, the most frequent first, and per group: the means over seeds of what scores.json holds."""
+    found = runs.find([place.parent / "runs"])
+    for label in ("ce", "sam", "drw"):
+        own = [run.scores["scores"] for run in found if run.label == label]
+        means = [100 * sum(each["per_class"][c] for each in own) / len(own) for c in range(10)]
+        bars = page.eval_on_selector_all(
+            f"svg[aria-label='Accuracy per class'] [data-bar^='{label} · ']", "all => all.map(e => e.dataset.bar)"
+        )
+        assert [bar.split(" · ")[1].split(" ")[0] for bar in bars] == list(NAMES)
+        told = [float(re.findall(r"(\d+\.\d)", bar)[0]) for bar in bars]
+        assert told == pytest.approx(means, abs=0.051)
+
+
+def test_every_section_is_there_and_leads_to_itself(page):
+    heads = page.eval_on_selector_all("h2, h3", "all => all.map(e => e.innerText.trim())")
+    for name in (
+        "Who gains, who pays", "How long is the tail?", "Training", "Accuracy, class by class", "Which classes flip",
+        "What is taken for what", "Calibration", "Other measures", "Is the method doing anything?", "Loss geometry",
+        "Cost", "What differs between recipes", "How these numbers were made", "Is the tail at a saddle?",
+        "The landscape around the weights", "Do the methods leave the saddle?", "Sharpness, class by class",
+    ):  # fmt: skip
+        assert name in heads, name
+    for link in page.eval_on_selector_all("nav a", "all => all.map(e => e.getAttribute('href'))"):
+        assert page.locator(link).is_visible(), link
+    changes = page.eval_on_selector_all("table.changes tbody tr", "all => all.map(e => e.innerText.split(/\\s*\\t/))")
+    assert ["sam", "stages.0.method", "erm", "sam (rho 0.1)"] in changes
 
 
 def test_dark_mode_changes_page_and_drawings(page):

@@ -1,6 +1,7 @@
 """Flips, confusion, calibration, recipe differences and cost: against hand counts, closed forms and other libraries."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import yaml
 from scipy import stats
 
 from flattail import runs
-from flattail.report import flips, summary
+from flattail.report import build, flips, summary
 from flattail.report.answered import answered
 from flattail.report.calibration import calibration, calibration_error
 from flattail.report.classes import classes
@@ -18,6 +19,7 @@ from flattail.report.confusion import confusions
 from flattail.report.cost import cost, passes
 from flattail.report.differences import changes
 from flattail.report.flips import _interval, paired
+from flattail.report.gained import verdict
 from flattail.report.swaps import swaps
 from flattail.scores import evaluate
 
@@ -107,18 +109,44 @@ def test_flips_stand_only_beside_rows_of_one_protocol(make):
     assert [swap.row.name for swap in swaps(summary(every))] == ["sam"]
 
 
-def test_of_many_classes_those_that_moved_most_are_shown(make):
+def test_of_too_many_classes_those_that_moved_most_and_the_rarest_are_shown(make, monkeypatch):
     counts = tuple(range(400, 300, -1))
     every = [
         runs.read(make("ce", 0, counts=counts)),
         runs.read(make("sam", 0, counts=counts, tail=2.4, terms=["flat"])),
     ]
     (swap,) = swaps(summary(every))
+    assert len(swap.lines) == 100 and swap.left == 0
+    monkeypatch.setattr("flattail.report.swaps.LINES", 50)
+    (swap,) = swaps(summary(every))
     of_class, _ = paired([tuple(every)])
-    points = sorted(f.points for f in of_class)
-    assert len(swap.lines) == 20 and swap.left == 80
-    assert sorted(f.points for f in swap.lines) == points[:10] + points[-10:]
+    points, shown = sorted(f.points for f in of_class), {f.name for f in swap.lines}
+    assert len(swap.lines) + swap.left == 100 and 20 <= len(shown) <= 30
+    assert {str(i) for i in range(90, 100)} <= shown, "the rarest"
+    assert sorted(f.points for f in swap.lines)[:10] == points[:10]
+    assert sorted(f.points for f in swap.lines)[-10:] == points[-10:]
     assert [f.count for f in swap.lines] == sorted((f.count for f in swap.lines), reverse=True)
+
+
+def test_the_page_says_which_classes_gained_and_the_headline_what_one_seed_can_tell(make, tmp_path):
+    counts = tuple(range(400, 340, -1))  # more classes than the terminal's table has
+    masks = {g: [(g == "few") == (i >= 40) for i in range(60)] for g in ("many", "few")}
+    pairs = [runs.read(make(n, 0, counts=counts, tail=t)) for n, t in (("ce", 0.8), ("sam", 3.2))]
+    for run in pairs:
+        document = json.loads((run.path / runs.SCORES).read_text())
+        runs.write_json(run.path / runs.SCORES, document | {"groups": masks})
+    page = build([runs.read(run.path) for run in pairs], tmp_path / "report.html").read_text(encoding="utf-8")
+    of_class, of_group = paired([tuple(runs.read(run.path) for run in pairs)])
+    sentences = verdict(of_class, masks["few"])
+    assert sentences[0].startswith("of the 20 rare classes, gained: 5") and all(
+        f"<li>{s}</li>" in page for s in sentences
+    )
+    few = next(flip for flip in of_group if flip.name == "few")
+    assert (
+        f"Of these very models, over test images: sam (few +{few.points:.1f} [+{few.low:.1f}, +{few.high:.1f}]" in page
+    )
+    table = page.split("against ce, by class", 1)[1].split("</table>", 1)[0]
+    assert all(f'<th scope="row">{i}</th>' in table for i in range(60))
 
 
 def test_calibration_is_that_of_the_scores_in_every_group(make):

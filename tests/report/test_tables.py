@@ -290,7 +290,7 @@ def row_of(name, **differences):
         ([row_of("SAM", all=Difference(5.0, 5.0, 5.0, 2), few=Difference(4.0, 4.0, 4.0, 2))],  # without width
          "No method is ahead of CE beyond noise (95 % intervals of paired differences)."),
         ([row_of("SAM", all=Difference(9.0, math.nan, math.nan, 1), few=Difference(9.0, math.nan, math.nan, 1))],
-         "Nobody can be called ahead of CE: an interval takes two seeds in common."),
+         "Nobody can be called ahead of CE: an interval over seeds takes two in common."),
     ],
 )  # fmt: skip
 def test_the_headline_names_those_ahead_beyond_noise_and_no_best(others, said):
