@@ -22,9 +22,9 @@ def headline(rows: Sequence["Row"], moved: Sequence["Swap"] = ()) -> str:
     if not others:
         return f"No row shares the protocol of {base.name}: nothing is compared."
     if all(row.differences["all"].n < 2 for row in others):
-        said = f"Nobody can be called ahead of {base.name}: an interval over seeds takes two in common."
+        nobody = f"Nobody can be called ahead of {base.name}: an interval over seeds takes two in common."
         told = [f"{swap.row.name} ({', '.join(found)})" for swap in moved if (found := _on_images(swap))]
-        return said + (f" Of these very models, over test images: {'; '.join(told)}." if told else "")
+        return nobody + (f" Of these very models, over test images: {'; '.join(told)}." if told else "")
     said = []
     for name in ("all", "few"):
         ahead = [row for row in others if row.differences[name].ahead]

@@ -35,7 +35,7 @@ def swaps(rows: Sequence[Row]) -> list[Swap]:
         shown = shown_of(of_class, known, LINES // len(others))
         scale = max((max(f.only_a, f.only_b) / f.n for f in [*shown, *of_group] if f.n), default=0.0) or 1.0
         told = [[run.scores or {} for run in pair] for pair in pairs]
-        rare = known.groups.get("few", [False] * len(of_class))
+        rare = known.groups["few"].tolist() if "few" in known.groups else [False] * len(of_class)
         said = [*together(of_group, told), *verdict(of_class, rare)]
         found.append(Swap(row, len(pairs), of_group, shown, len(of_class) - len(shown), scale, said))
     return found

@@ -110,7 +110,8 @@ def test_every_column_of_every_table_sorts_by_what_it_holds(page):
           const found = { head: head.innerText.trim(), first, texts: cells.map(cell => cell.innerText.trim()),
             values: cells.map(cell => cell.dataset.value ?? ""),
             groups: [...table.tBodies].slice(1).map(body => body.innerText).join() === groups,
-            most: [...table.tBodies].slice(1).flatMap(body => [...body.rows].map(row => row.cells[0].innerText.trim())) };
+            most: [...table.tBodies].slice(1).flatMap(body => [...body.rows])
+              .map(row => row.cells[0].innerText.trim()) };
           button.click(); button.click();
           return [found]; }); })"""
     )
