@@ -31,6 +31,7 @@ from .rebuilt import begin, load, weights_of
 from .recipe import Recipe, Tracker, identity, signed, to_tree
 from .scores import evaluate
 from .sharp.report import doubt
+from .stage import cancelled
 from .train import Place, State, accelerated, fit, logits_of
 
 CHECKPOINT = "checkpoint.pt"
@@ -276,6 +277,7 @@ def warnings(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
     said = []
     for i, stage in enumerate(recipe.stages):
         mine = [row for row in rows if row["stage"] == i]
+        said += [f"stage {i}: {text}"] if (text := cancelled(stage)) and mine else []
         method = type(stage.method).__name__
         moved = [t for row in mine for t in row["terms"].values() if t["active"] > 0]
         if method != "ERM" and mine and not moved:

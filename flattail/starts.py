@@ -273,7 +273,8 @@ class LogitAdjust:
     @torch.no_grad()
     def fill(self, head: nn.Module, given: Given) -> dict[str, float]:
         """The head before, and the shift."""
-        log_prior = (given.counts / given.counts.sum()).log() / (self.scale or 1.0)  # [C], as cosines are
+        n = given.counts.clamp(min=1)
+        log_prior = (n / n.sum()).log() / (self.scale or 1.0)  # [C], as cosines are
         tau, found = chosen(self.tau, given, lambda z, tau: given.before(z) - tau * log_prior)
         if isinstance(head, Shifted):
             taken_over(head, given.before)

@@ -15,8 +15,10 @@ from torch import Tensor
 from . import runs
 from .answers import features_of, logits_of
 from .data import DATASETS, Half, LongTail
+from .data.mix import CutMix, Mixup
 from .data.unknown import SUFFIXES, Unknown, from_dataset, from_path
 from .devices import accelerated
+from .losses.contract import masses_of
 from .openset import (
     KEPT,
     OLTR,
@@ -210,7 +212,15 @@ def softmax_of(recipe: Recipe, counts: Tensor, found: Mapping[str, Mapping[str, 
     drawn = data if shares is None else shares(counts, 1.0)
     shots = getattr(recipe.data, "shots", None)
     few = counts < 20 if shots is None else shots.group(counts).get("few", counts < 20)
-    drawn = class_shares(stage.method, drawn, stage.batch, counts=counts, few=few)
+    masses, first = masses_of(stage.loss, counts), drawn
+    drawn = class_shares(stage.method, first, stage.batch, counts=counts, few=few, masses=masses)
+    if stage.mix is not None:
+        plain = getattr(stage.loss, "weights", None) is None and getattr(stage.method, "labels", "mixed") == "mixed"
+        blind = isinstance(stage.mix, Mixup) or (isinstance(stage.mix, CutMix) and torch.allclose(drawn, first))
+        if plain and blind:
+            drawn = (drawn + first) / 2  # a second label is anybody's, and has half of the answer on average
+        else:
+            said.append(f"{type(stage.mix).__name__} gives images second labels: the prior is taken without them")
     softmax = Softmax(
         getattr(stage.loss, "scale", 1.0), drawn.log() if log_prior is None else log_prior(counts, drawn=drawn)
     )

@@ -44,13 +44,13 @@ class Waits(TorchDispatchMode):
 
 def take_meta_for_a_gpu(monkeypatch):
     """The meta device has no autocast and no generators to ask for; the CPU's stand in."""
-    kind = torch.Generator
+    kind, state = torch.Generator, torch.zeros(16, dtype=torch.uint8)  # a GPU's, too, is held by the host
     monkeypatch.setattr(torch, "Generator", lambda device=None: kind())
     monkeypatch.setattr(
         torch,
         "get_device_module",
         lambda device: SimpleNamespace(
-            is_available=lambda: False, get_rng_state=lambda d: 0, set_rng_state=lambda s, d: None
+            is_available=lambda: False, get_rng_state=lambda d: state, set_rng_state=lambda s, d: None
         ),
     )
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float32)

@@ -28,8 +28,8 @@ from flattail.losses import LDAM, LOSSES
 from flattail.models import ResNet8, ResNet34Cifar
 from flattail.optim import Constant, Cosine
 from flattail.recipe import Expect, Recipe, from_tree, read, to_tree, write
-from flattail.sharp import ASAM, ERM, METHODS, SAM, SSESAM, FocalSAM, ImbSAM, Window
-from flattail.stage import Stage, freeze
+from flattail.sharp import ASAM, CCSAM, ERM, METHODS, SAM, SSESAM, FocalSAM, ImbSAM, Window
+from flattail.stage import Stage, cancelled, freeze
 from flattail.starts import STARTS
 from flattail.train import fit
 
@@ -118,6 +118,14 @@ def test_recipe_reads_back_from_what_it_writes(path):
     assert about.startswith("# ") and len(about) <= 120
     assert command == f"# flattail train recipes/{path}.yaml"
     assert this.title and this.notes and any("ours" in note.lower() for note in this.notes)
+
+
+def test_no_recipe_has_class_weights_that_its_method_cancels():
+    assert all(cancelled(stage) is None for path in PATHS for stage in recipe(path).stages)
+    both = Stage(epochs=1, method=CCSAM(), loss=LDAM(weights="effective"))
+    assert "average: samples" in cancelled(both)
+    assert cancelled(replace(both, method=CCSAM(average="samples"))) is None
+    assert cancelled(replace(both, loss=LDAM())) is None
 
 
 def test_titles_are_unique_within_a_folder():

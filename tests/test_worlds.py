@@ -222,6 +222,28 @@ def test_the_prior_of_a_method_that_weighs_classes():
     assert prior_of({"method": "sam"})[0] == pytest.approx([0.7, 0.2, 0.1], rel=1e-12)
 
 
+def test_weights_that_a_mean_over_classes_cancels_are_in_no_prior():
+    loss, batch = {"name": "ce", "weights": "inverse"}, {"batch": 64}
+    plain = prior_of({"method": "ccsam"} | batch)[0]
+    assert prior_of({"method": "ccsam", "loss": loss} | batch)[0] == pytest.approx(plain)
+    samples = {"method": {"name": "ccsam", "average": "samples"}}
+    assert prior_of(samples | {"loss": loss} | batch)[0] == pytest.approx([1 / 3] * 3)
+
+
+def test_the_prior_under_a_mixture():
+    """A second label is anybody's, with half of the answer; where that is not so, it is said."""
+    method, pi = {"name": "ccsam", "average": "class-sum"}, (0.7, 0.2, 0.1)
+    plain = prior_of({"method": method, "batch": 8})[0]
+    mixed, said = prior_of({"method": method, "batch": 8, "mix": "mixup"})
+    assert mixed == pytest.approx([(a + b) / 2 for a, b in zip(plain, pi, strict=True)]) and not said
+    for mix in ("mixup", "cutmix"):
+        assert prior_of({"mix": mix}) == (pytest.approx(pi), [])
+    for stage in ({"mix": "remix"}, {"mix": "cutmix", "method": method}, {"mix": "mixup", "loss": "focal"} | {
+        "loss": {"name": "ce", "weights": "inverse"}
+    }):  # fmt: skip
+        assert prior_of(stage)[1][-1].endswith("gives images second labels: the prior is taken without them")
+
+
 @pytest.mark.parametrize(
     ("first", "start", "expected"),
     [

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flattail.sharp import ERM, SAM, SSESAM, ImbSAM, Method, SharpnessAware
+from flattail.sharp.noise import nth_seed
 
 from .classwise import ClassHessian, of
 from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
@@ -124,9 +125,10 @@ class Escape:
             some = replace(held, x=held.x[rows], y=held.y[rows], rows=held.rows[rows])
             masses = seen_by(subject, some, self.micro).masses
             for m, method in enumerate(methods.values()):
-                g = gradient_of(subject, some, method, context)
+                given = context | {"seed": nth_seed(self.seed, b, self.batches)}
+                g = gradient_of(subject, some, method, given)
                 seen[b, m], lengths[b, m] = (g @ V).double().cpu(), float(g.norm())
-                foreseen[b, m] = first_order(subject, some, method, context, masses, V, curved, self.micro)
+                foreseen[b, m] = first_order(subject, some, method, given, masses, V, curved, self.micro)
         plain = seen[:, :1].square().mean(0)
         second = seen.square().mean(0)
         return {
@@ -147,7 +149,7 @@ def gradient_of(subject: Subject, some: Samples, method: Method, context: dict[s
         return subject.losses(some.x[rows], some.y[rows])
 
     subject.model.zero_grad()
-    engine.backward(losses, some.y.cpu(), context["progress"], step=context["step"])
+    engine.backward(losses, some.y.cpu(), context["progress"], step=context["step"], seed=context["seed"])
     g = flat([torch.zeros_like(w) if w.grad is None else w.grad for w in subject.weights])
     subject.model.zero_grad()
     return g

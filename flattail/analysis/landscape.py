@@ -75,7 +75,8 @@ def on_plane(
     """Losses at w + x u + y v, `losses` `[T, Y, X]`, with `x` and `y`; parts are rows of one y.
 
     u and v are random and filter-normalised, BatchNorm fixed. With `other`, x goes from this model (0) to the other
-    (1), BatchNorm statistics included, and v is orthogonal to u.
+    (1), BatchNorm statistics included (beyond either model they stay as they are there: a variance has no other side),
+    and v is orthogonal to u.
 
     Raises:
         ValueError: if the other model has other parameters.
@@ -104,7 +105,8 @@ def on_plane(
         y = float(ys[int(name.rpartition(" ")[2])])
         found = []
         for i, x in enumerate(xs):
-            with displaced(moved, [float(x) * a + y * b for a, b in zip(u, v, strict=True)]):
+            within = [x] * len(subject.names) + [min(max(x, 0.0), 1.0)] * (len(moved) - len(subject.names))
+            with displaced(moved, [float(s) * a + y * b for s, a, b in zip(within, u, v, strict=True)]):
                 seen = seen_by(subject, samples, micro)
             found.append([seen.mean(a) for a in shares.values()])
             progress(name, i + 1, len(xs))

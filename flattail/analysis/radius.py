@@ -35,7 +35,7 @@ def characteristic(weight: float, gradient: float, size: int, count: int) -> flo
 
 def square_root(weight: float, rho: float, count: int, delta: float) -> float:
     """The term of eq. 1: sqrt((||w||²/(4 rho²) + log(n/delta)) / (n − 1)); above 1 the bound says nothing."""
-    return math.sqrt((weight**2 / (4 * rho**2) + math.log(count / delta)) / max(count - 1, 1))
+    return math.sqrt((weight**2 / (4 * rho**2) + math.log(max(count, 1) / delta)) / max(count - 1, 1))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Sharpness:
         held = of(batches, len(subject.counts), self.samples, self.seed)
         members = members_of(self.classes, held, groups or {}, names)
         few = (groups or {}).get("few", subject.counts.cpu() < 20)
-        context = {"few": few, "progress": self.at, "step": 0}
+        context = {"few": few, "progress": self.at, "step": 0, "seed": self.seed}
         everyone = held.weights(torch.ones(len(held.total)))
         at_w: Seen | None = None
         rises: list[tuple[Tensor, Tensor, float]] = []  # of the climbs of all: a [M], rise [M], radius

@@ -71,6 +71,15 @@ def focused(z: Tensor, y: Tensor, counts: Tensor, weights: str | None, gamma: fl
     return miss.clamp(min=torch.finfo(v.dtype).eps) ** gamma * v  # the clamp keeps slopes finite at p = 1
 
 
+def masses_of(loss: Any, counts: Tensor) -> Tensor | None:
+    """The mass [C] (float64) of a sample of each class; None for a loss without masses: its values are all alike."""
+    weights = getattr(loss, "weights", None)
+    if weights is None or needs(loss, "features"):
+        return None
+    one = loss(torch.zeros(1, len(counts)), torch.zeros(1, dtype=torch.int64), counts)
+    return class_weights(weights, counts.double().clamp(min=1)) if isinstance(one, Weighted) else None
+
+
 def posterior_prior(
     counts: Tensor, weights: str | None = None, *, drawn: Tensor | None = None, shift: Tensor | float = 0.0
 ) -> Tensor:

@@ -24,6 +24,7 @@ class Causal(nn.Module):
     """
 
     direction: Tensor  # [d] moving sum of mean features
+    coupled = True  # a batch, and no part of it, moves the direction once
 
     def __init__(
         self,

@@ -34,6 +34,15 @@ def check_number(name: str, value: Any, least: int) -> None:
         raise ValueError(f"`{name}` is a whole number of at least {least}, not {value!r}")
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile, whose parameters have the names it was built with."""
+    while True:
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def refuse_wrappers(model: nn.Module) -> None:
     """What is no module, and wrappers that make norms or masses wrong in silence: FSDP, DTensor, a compiled DDP."""
     if not isinstance(model, nn.Module):

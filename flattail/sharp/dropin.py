@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checks import refuse_wrappers
+from .checks import bare, refuse_wrappers
 from .engine import placed, sharp_backward
 from .perturb import norm
 from .report import Outcome, Report
@@ -62,7 +62,7 @@ class SharpnessAware:
         if hasattr(method, "check"):
             method.check(Context(torch.empty(0, dtype=torch.int64), counts=self.counts, few=self.few))
         self.how: dict[str, Any] = {
-            "only": only or pattern_of(method, model),
+            "only": only or pattern_of(method, bare(model)),
             "buffers": buffers,
             "dropout": dropout,
             "climb_together": climb_together,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.nn.parallel import DistributedDataParallel
 
-from .checks import refuse_wrappers
+from .checks import bare, refuse_wrappers
 from .features import Features
 from .head import Head
 from .inside import inside_step
@@ -26,6 +26,7 @@ from .passes import (
     call,
     looks_of,
     members,
+    moved,
     noise_state,
     same_noise,
     seen_whole,
@@ -98,8 +99,8 @@ def sharp_backward(
 
 
 def placed(model: nn.Module, only: str | None) -> list[Tensor]:
-    """The trainable parameters in whose names a pattern is found."""
-    names = dict(model.named_parameters())
+    """The trainable parameters in whose names, those of the bare model, a pattern is found."""
+    names = dict(bare(model).named_parameters())
     place: list[Tensor] = [p for n, p in names.items() if p.requires_grad and (only is None or re.search(only, n))]
     if not place and not any(p.requires_grad for p in names.values()):
         raise ValueError("the model has no trainable parameter: requires_grad is False for all of them")
@@ -146,16 +147,17 @@ def weights_step(
     sums, unit = Sums(terms), unit_of(parts)
     alone = not climbing and merge is None  # nothing follows: the last backward is the one to reduce
     sought = place if merge is None else trained  # what slopes are taken of
-    noise: dict[int, list[Tensor]] = {}
+    noise: list[list[Tensor] | None] = []  # of each look: where the generators stood
+    drew: list[bool] = []  # whether it moved them
     slopes: dict[str, list[Tensor | None]] = {}
     plain: dict[str, list[Tensor | None]] = {}
     with start, processes.heard():
         for look in looks:
             last = look is looks[-1]
-            if dropout == "same" and climbing and look.part not in noise:
-                noise[look.part] = noise_state(device)
+            noise.append(noise_state(device) if dropout == "same" and climbing else None)
             with processes.quiet(last and alone):
                 out.seen.append(look.run())
+            drew.append(moved(noise[-1], device))
             out.forwards += 1
             sums.add(look)
             here = [n for n in look.terms if n in asking or n not in climbing]
@@ -213,16 +215,16 @@ def weights_step(
     there: dict[str, list[Tensor | None]] = {}
     with kept_buffers([model], keep=buffers == "keep"):
         for n in climbing:
-            holders = [look for look in looks if n in look.terms]
+            holders = [(i, look) for i, look in enumerate(looks) if n in look.terms]
             value = torch.zeros_like(sums.loss)
             with displaced(place, moves.pop(n)):
-                for look in holders:
-                    term, last = look.terms[n], n == climbing[-1] and look is holders[-1]
+                for i, look in holders:
+                    term, last = look.terms[n], n == climbing[-1] and look is holders[-1][1]
                     share, rows = sums.share(n, look), look.rows
-                    if rows is None and apart and takes_rows(term.losses or look.losses):
+                    if rows is None and apart and not drew[i] and takes_rows(term.losses or look.losses):
                         rows = members(term)
                         share = share[rows.to(share.device, non_blocking=True)]
-                    with processes.quiet(last and merge is None), same_noise(noise.get(look.part), device):
+                    with processes.quiet(last and merge is None), same_noise(noise[i], device):
                         values, _, _ = call(term.losses or look.losses, rows, len(share))
                         total = (share * values).sum()
                         if merge is None:
@@ -313,15 +315,14 @@ def ungrouped(parts: Sequence[Part], processes: Processes, device: torch.device)
     def spread(term: Term) -> list[Term]:
         if term.by is None:
             return [term]
-        share = 1 / len(groups[term.name]) if term.over == "groups" else 1
         return [
             replace(
                 term,
                 name=f"{term.name} {g}",
-                weight=share * term.weight * (term.by == g),
-                over="batch" if term.over == "batch" else "members",
+                weight=term.weight * (term.by == g),
                 climb=None if term.climb is None else of_group(term.climb, g),
                 by=None,
+                family=term.name,
             )
             for g in groups[term.name]
         ]

@@ -156,8 +156,13 @@ NOISY = ("Drop", "StochasticDepth")
 
 
 def treats_rows_apart(model: nn.Module) -> bool:
-    """Whether some rows alone get what they get among all: no BatchNorm and no noise in training mode."""
-    return not any(m.training and (isinstance(m, COUPLED) or noisy(m)) for m in model.modules())
+    """Whether some rows alone get what they get among all: no BatchNorm and no noise in training mode.
+
+    A module of another kind that sees its whole batch, or counts its calls, says so by an attribute `coupled`.
+    """
+    return not any(
+        m.training and (isinstance(m, COUPLED) or getattr(m, "coupled", False) or noisy(m)) for m in model.modules()
+    )
 
 
 def noisy(module: nn.Module) -> bool:
@@ -173,6 +178,11 @@ def noise_state(device: torch.device) -> list[Tensor]:
     """The state of the generators that a forward pass on this device draws from."""
     host = [torch.get_rng_state()]
     return host if device.type == "cpu" else [*host, torch.get_device_module(device).get_rng_state(device)]
+
+
+def moved(states: Sequence[Tensor] | None, device: torch.device) -> bool:
+    """Whether anything was drawn since the generators were in these states; not, where nobody asked for them."""
+    return states is not None and not all(map(torch.equal, states, noise_state(device)))
 
 
 def set_noise(states: Sequence[Tensor], device: torch.device) -> None:

@@ -42,8 +42,11 @@ class Sums:
         total, *members = processes.add_all([self.total, *(self.members[n] for n in self.terms)])
         self.mass = positive(total[1])
         self.loss = total[0] / self.mass
+        present: dict[str, Tensor] = {}  # groups with any mass, of a grouped term or of a family of terms
         for (n, term), own_mass in zip(self.terms.items(), members, strict=True):
-            groups = (own_mass != 0).sum().clamp(min=1) if term.over == "groups" else 1
+            present[term.family or n] = (own_mass != 0).sum() + present.get(term.family or n, 0)
+        for (n, term), own_mass in zip(self.terms.items(), members, strict=True):
+            groups = present[term.family or n].clamp(min=1) if term.over == "groups" else 1
             self.divisor[n] = self.mass if term.over == "batch" else positive(own_mass) * groups
 
     def share(self, name: str, look: Look) -> Tensor:

@@ -38,6 +38,7 @@ class Term:
     # members (of each group, whose means are then added); the same and the number of groups present
     by: Tensor | None = None  # [B] int64; samples of one group climb together, apart from other groups
     groups: int = 1  # how many groups `by` can name
+    family: str = ""  # the grouped term of which this is one group
     losses: Losses | None = None  # a closure of the term's own for the displaced pass
 
     @property

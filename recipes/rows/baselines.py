@@ -36,7 +36,7 @@ from flattail.starts import ClassMeans, DisAlign, LogitAdjust, NewHead, Scales, 
 from flattail.train import Stage
 
 from .settings import Setting
-from .shipped import CC
+from .shipped import CC, WEIGHED
 
 RATE = "Rate of CC-SAM's second stage: a constant 0.01, as released."
 HELD = (
@@ -194,7 +194,8 @@ def class_conditional(s: Setting) -> dict[str, Row]:
     with_what: dict[str, tuple[str, tuple[Stage, ...], str]] = {
         "ccsam": ("CC-SAM", (first, adversarial(s)), "linear"),
         "ccsam-ldam-drw": ("LDAM + DRW + CC-SAM", (
-            *(replace(stage, method=CCSAM()) for stage in deferred(s, LDAM())), adversarial(s, loss=LDAM()),
+            *(replace(stage, method=CCSAM(average="samples")) for stage in deferred(s, LDAM())),
+            adversarial(s, loss=LDAM()),
         ), "cosine"),
         "ccsam-vs": ("VS + CC-SAM", (replace(first, loss=s.vs), adversarial(s)), "linear"),
         "ccsam-crt": ("cRT + CC-SAM", (first, adversarial(s, start=NewHead())), "linear"),
@@ -205,8 +206,15 @@ def class_conditional(s: Setting) -> dict[str, Row]:
             clouded(s, method=CCSAM())[0], replace(clouded(s)[1], method=AdversarialFeatures()),
         ), "cosine"),
     }  # fmt: skip
+    notes = {"ccsam-ldam-drw": (WEIGHED,)}
     return {
-        name: Row(title, f"{title}, both stages ({CC})", stages, head, (RATE,) if stages[-1].optim.lr == 0.01 else ())
+        name: Row(
+            title,
+            f"{title}, both stages ({CC})",
+            stages,
+            head,
+            (*notes.get(name, ()), *((RATE,) if stages[-1].optim.lr == 0.01 else ())),
+        )
         for name, (title, stages, head) in with_what.items()
     }
 

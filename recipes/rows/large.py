@@ -19,7 +19,7 @@ from flattail.recipe import Recipe
 from flattail.sharp import CCSAM, ERM, SAM, SSESAM, AdversarialFeatures, Method, Steps
 from flattail.train import Stage
 
-from .shipped import CC, SADDLE, SSE, Shipped, expected
+from .shipped import CC, SADDLE, SSE, WEIGHED, Shipped, expected
 
 SCHEMES = {"ce": "CE", "ce-drw": "CE + DRW", "ldam-drw": "LDAM + DRW"}
 METHODS = {"": "", "-sam": " + SAM", "-ssesam": " + SSE-SAM", "-ccsam": " + CC-SAM"}
@@ -124,7 +124,7 @@ def stages(s: Setting, scheme: str, suffix: str) -> tuple[Stage, ...]:
         "": ERM(),
         "-sam": SAM(Steps(s.steps[scheme], BORDERS)),
         "-ssesam": SSESAM(0.05, 0.10, 0.7, eta=100),
-        "-ccsam": CCSAM(),
+        "-ccsam": CCSAM() if scheme == "ce" else CCSAM(average="samples"),
     }
     protocol = s.conditional if suffix == "-ccsam" else s.plain
     decay = s.decay_of_ldam if scheme == "ldam-drw" and s.decay_of_ldam is not None else protocol.decay
@@ -171,10 +171,13 @@ def notes(s: Setting, scheme: str, suffix: str) -> Iterator[str]:
     if suffix in ("-sam", "-ssesam"):
         yield "BatchNorm moves in every pass, as in the released code."
     if suffix == "-ccsam":
+        mean = "the mean over the classes of a batch" if scheme == "ce" else "the mean over samples"
         yield (
-            "Radii: the paper's equations 8 and 9 for the head alone; their factor of 0.03, the cap and the mean over "
-            "the classes of a batch: ours. No large-scale settings were released."
+            f"Radii: the paper's equations 8 and 9 for the head alone; their factor of 0.03, the cap and {mean}: ours. "
+            "No large-scale settings were released."
         )
+        if scheme.endswith("-drw"):
+            yield WEIGHED
         if s is INAT:
             yield "Jitter: that of the rows beside it; CC-SAM's code has none on iNaturalist."
         yield (

@@ -17,6 +17,7 @@ SADDLE = "Rangwani et al., NeurIPS 2022"
 SSE = "Lyu et al., AAAI 2025"
 FOCAL = "Li et al., ICML 2025"
 CC = "Zhou et al., CVPR 2023"
+WEIGHED = "CC-SAM's mean is over samples here, ours: one over each class would cancel the weights of DRW."
 
 
 @dataclass(frozen=True)

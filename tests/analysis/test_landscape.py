@@ -131,3 +131,19 @@ def test_the_whole_landscape_resumes_part_by_part():
     assert new == ["near 1", "far 0", "far 1", "plane 0", "plane 2"]
     for key, array in whole.items():
         np.testing.assert_array_equal(again[key], array)
+
+
+def test_beyond_either_model_the_statistics_stay_theirs():
+    """A line through two variances leads below zero; the loss there is finite, and that of the nearer model's."""
+    one, other, (x, y) = bn_net(0), bn_net(5), data()
+    one.backbone[1].running_var.fill_(0.5)
+    other.backbone[1].running_var.fill_(8.0)
+    found = plane(one, [(x, y)], COUNTS, other=other, side=5, **SMALL)
+    assert found["x"][0] < 0 and found["x"][-1] > 1 and np.isfinite(found["losses"]).all()
+    y0, x0 = int(np.abs(found["y"]).argmin()), 0
+    with torch.no_grad():
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            p.add_(found["x"][x0] * (q - p))
+        expected = F.cross_entropy(one(x), y).item()
+    assert found["y"][y0] == 0
+    np.testing.assert_allclose(found["losses"][-1, y0, x0], expected)

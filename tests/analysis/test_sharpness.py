@@ -6,8 +6,8 @@ import torch
 from cases import COUNTS, EVERY, closure, data, mlp
 from torch import nn
 
-from flattail.analysis import gap
-from flattail.sharp import CCSAM, ERM, SAM, ImbSAM, SharpnessAware
+from flattail.analysis import Escape, Sharpness, gap
+from flattail.sharp import CCSAM, ERM, LPFSGD, PGD, SAM, ImbSAM, ModelPerturbation, SharpnessAware
 
 HOW = {"dtype": "float64", "directions": 3, "micro": 5, "at": 0.1}
 
@@ -72,3 +72,25 @@ def test_head_methods_move_the_last_layer_of_any_network():
     x, y = data(dtype=torch.float32)
     found = gap(net, [(x, y)], CCSAM(cap=0.1), COUNTS, classes="5")
     assert 0 < found["radius"][0] <= 0.1001
+
+
+@pytest.mark.parametrize("method", [LPFSGD(0.3), ModelPerturbation(0.3), PGD(0.5)], ids=lambda m: type(m).__name__)
+def test_noise_is_that_of_the_seed_and_a_resumed_analysis_is_the_whole_one(method):
+    model, (x, y) = mlp(), data()
+    parts = {}
+    whole = Sharpness(seed=3)(model, [(x, y)], COUNTS, method=method, on_part=parts.__setitem__)
+    torch.manual_seed(99)
+    some = dict(list(parts.items())[:3])
+    again = Sharpness(seed=3)(model, [(x, y)], COUNTS, method=method, done=some)
+    np.testing.assert_array_equal(whole["gap"], again["gap"])
+    other = Sharpness(seed=4)(model, [(x, y)], COUNTS, method=method)
+    assert not np.array_equal(whole["gap"], other["gap"])
+
+
+def test_what_is_predicted_of_a_noisy_method_has_the_noise_that_was_measured():
+    """To first order in a small step, and of one seed: the same again, and close to what was measured."""
+    model, (x, y) = mlp(), data()
+    how = {"methods": {"plain": ERM(), "noise": LPFSGD(1e-3)}}
+    one, two = (Escape(classes="0", batches=4, seed=1)(model, [(x, y)], COUNTS, **how) for _ in range(2))
+    np.testing.assert_array_equal(one["mixed_second"], two["mixed_second"])
+    np.testing.assert_array_equal(one["mixed_predicted"], two["mixed_predicted"])

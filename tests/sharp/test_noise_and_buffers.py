@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BLIND, EVERY, HEADS, WEIGHTS, close, closure, data, flat, gradient, gradients, mlp
+from cases import BLIND, EVERY, HEADS, WEIGHTS, Pair, close, closure, data, flat, gradient, gradients, mlp
 from test_contract import PASSES
 from torch import nn
 
-from flattail.sharp import SAM, SSESAM, ImbSAM
+from flattail.models.causal import Causal
+from flattail.sharp import LPFSGD, SAM, SSESAM, ImbSAM
 
 MOVED = [label for label in BLIND if label != "m-sam"]  # their one look is not from w; momentum begins at rest
 
@@ -205,3 +206,36 @@ def test_a_step_repeats_bit_for_bit():
             gradient(model, EVERY[label], x, y)
             runs.append(gradients(model))
         close(*runs, 0)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_noise_that_no_module_names_is_the_same_in_all_passes(rows):
+    """`F.dropout` inside a forward pass: without a radius there is no gap, however rows are run."""
+    model, (x, y) = mlp(), data()
+    forward = model.head.forward
+    model.head.forward = lambda z: forward(F.dropout(z, 0.5))
+
+    def some(rows=slice(None)):
+        return F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+
+    engine = flat(model, SSESAM(0.0, 0.0))
+    engine.backward(some if rows else lambda: some(), y, progress=0.1, step=0)
+    assert set(engine.gaps) == {"head", "tail"} and all(abs(float(gap)) < 1e-12 for gap in engine.gaps.values())
+
+
+@pytest.mark.parametrize("method", [SAM(), ImbSAM(eta=100), SSESAM(), LPFSGD(draws=4)], ids=lambda m: type(m).__name__)
+def test_a_coupled_module_sees_its_batch_once_and_whole(method):
+    """The causal head's direction moves by every batch once, also where rows could be run apart."""
+    x, y = data()
+    moved = []
+    for rows in (False, True):
+        torch.manual_seed(0)
+        model = Pair(nn.Linear(5, 8), Causal(8, 6)).double().train()
+
+        def some(rows=slice(None), model=model):
+            return F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+
+        flat(model, method).backward(some if rows else lambda some=some: some(), y, 0.1, step=0, seed=0)
+        moved.append(model.head.direction)
+    torch.testing.assert_close(*moved)
+    torch.testing.assert_close(moved[0], model.backbone(x).mean(0).detach(), rtol=0.2, atol=0.2)

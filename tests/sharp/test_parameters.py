@@ -5,11 +5,13 @@ import re
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from cases import CLASSES, COUNTS, EVERY, WEIGHTS, Pair, apart, close, closure, data, flat, gradient, gradients, mlp
 from torch import nn
 
-from flattail.sharp import CCSAM, ERM, SAM, SSESAM, ImbSAM, SharpnessAware
+from flattail.sharp import CCSAM, ERM, SAM, SSESAM, ImbSAM, SAMNorms, SharpnessAware, Weighted
+from flattail.sharp.engine import placed
 
 
 def halves(model, x, y):
@@ -242,3 +244,42 @@ def test_a_model_that_is_its_own_head_and_backbone_is_no_problem_for_weights():
     model = Pair(nn.Identity(), nn.Linear(5, CLASSES)).double()
     x, y = data()
     close(gradient(model, CCSAM(), x, y), gradient(model, CCSAM(scope="all"), x, y), 1e-12)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of this process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("pattern", [r"^(?!head\.)", r"^head\.", r"^backbone\.0\.weight$"])
+def test_a_pattern_is_matched_on_the_names_that_the_bare_model_has(alone, pattern):
+    """Whatever is wrapped around it: DistributedDataParallel puts `module.` before every name."""
+    bare = mlp()
+    compiled = copy.copy(bare)
+    inside = nn.Module()
+    inside.add_module("_orig_mod", compiled)
+    expected = [id(p) for n, p in bare.named_parameters() if re.search(pattern, n)]
+    for model in (bare, nn.parallel.DistributedDataParallel(bare), inside):
+        assert [id(p) for p in placed(model, pattern)] == expected
+    norms = mlp(norm=nn.BatchNorm1d)
+    wrapped = SharpnessAware(nn.parallel.DistributedDataParallel(norms), SAMNorms())
+    assert wrapped.how["only"] == SharpnessAware(norms, SAMNorms()).how["only"]
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_a_class_whose_samples_have_no_mass_is_not_in_the_mean_over_classes(scope):
+    model, (x, y) = mlp(), data()
+    masses, there = (y != 2).double(), y != 2
+
+    def masked():
+        return Weighted(F.cross_entropy(model(x), y, reduction="none"), masses)
+
+    found = []
+    for losses, labels in ((masked, y), (closure(model, x[there], y[there]), y[there])):
+        model.zero_grad()
+        SharpnessAware(model, CCSAM(scope=scope), COUNTS).backward(losses, labels, 0.1, step=0)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*found)

@@ -46,3 +46,14 @@ def test_nothing_is_drawn_from_torchs_generator():
     before = torch.get_rng_state()
     class_shares(CCSAM(direction="random"), COUNTS.double() / COUNTS.sum(), 32, counts=COUNTS, few=FEW)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("average", ["classes", "class-sum", "samples"])
+def test_masses_cancel_in_a_mean_over_each_class_and_nowhere_else(average):
+    """Shares times masses are those of the bias's gradient, whatever became of the masses."""
+    drawn, counts = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64), torch.tensor([60, 30, 10])
+    masses, method = torch.tensor([1.0, 3.0, 9.0]), CCSAM(average=average)
+    plain = class_shares(method, drawn, 64, counts=counts, few=counts < 20)
+    weighed = class_shares(method, drawn, 64, counts=counts, few=counts < 20, masses=masses) * masses
+    expected = plain * masses if average == "samples" else plain
+    torch.testing.assert_close(weighed / weighed.sum(), expected / expected.sum())
