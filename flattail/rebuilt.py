@@ -19,10 +19,10 @@ from .starts import Start, shaped
 
 
 def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
-    """The recipe's data, normalised as the model wants them; with a validation half if the protocol asks for one.
+    """The recipe's data, normalised as the model wants them; with a validation part if the protocol asks for one.
 
     Raises FileNotFoundError, with the root, for data that are not there, and ValueError if the protocol selects on a
-    validation half, and there is none.
+    validation part, and there is none.
     """
     try:
         data = recipe.data.load(Path(root))
@@ -38,7 +38,7 @@ def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
         return data.carve(share, seed)
     if recipe.protocol.selection == "best-on-val" and data.val is None:
         raise ValueError(
-            f"protocol.selection: best-on-val needs a validation half, which {data.title} lacks: "
+            f"protocol.selection: best-on-val needs a validation part, which {data.title} lacks: "
             "write a share of the training images, e.g. `validation: 0.1`"
         )
     return data
@@ -154,7 +154,7 @@ def begun_from(init: str, recipe: Recipe, data: LongTail, seed: int) -> Begun:
     if fingerprint != data.fingerprint:
         raise ValueError(
             f"{place}: {folder} was trained on other images (fingerprint {fingerprint}, here {data.fingerprint}): "
-            "write the same `data` and `protocol.validation`, and with a validation half `{seed}` in `init`"
+            "write the same `data` and `protocol.validation`, and with a validation part `{seed}` in `init`"
         )
     said = {
         "run": str(folder),

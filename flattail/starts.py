@@ -2,7 +2,7 @@
 
 A start has two halves. `shape` gives the new head's structure, and needs nothing but the head before: so a saved model
 is rebuilt by the shapes of all its stages. `fill` gives it values, from the head before, the features of the training
-images and those of the validation half, and tells what it found.
+images and those of the validation part, and tells what it found.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Given(NamedTuple):
     before: nn.Module  # the head before, in evaluation mode
     counts: Tensor  # [C] training images per class
     names: Sequence[str]  # [C] of the classes
-    train: Callable[[], tuple[Tensor, Tensor]]  # features [N, d] and labels [N] of the training half, not augmented
-    val: Callable[[], tuple[Tensor, Tensor]] | None  # of the validation half; None: there is none
+    train: Callable[[], tuple[Tensor, Tensor]]  # features [N, d] and labels [N] of the training part, not augmented
+    val: Callable[[], tuple[Tensor, Tensor]] | None  # of the validation part; None: there is none
 
 
 class Softmax(NamedTuple):
@@ -43,7 +43,7 @@ class Start(Protocol):
 
     @property
     def sweeps(self) -> bool:
-        """Whether it chooses something on the validation half."""
+        """Whether it chooses something on the validation part."""
         ...
 
     def kind(self, head: str) -> str:
@@ -172,7 +172,7 @@ class DisAlign:
 class TauNorm:
     """Weights divided by a power of their length, w / ||w||^tau, and no bias (Kang et al., ICLR 2020)."""
 
-    tau: float | None = None  # the power; none: the best of 0, 0.1 ... 2 on the validation half
+    tau: float | None = None  # the power; none: the best of 0, 0.1 ... 2 on the validation part
 
     def __post_init__(self) -> None:
         if self.tau is not None and not self.tau >= 0:
@@ -250,7 +250,7 @@ class ClassMeans:
 class LogitAdjust:
     """Logits minus tau log(n_c / N), of a classifier that is trained: post-hoc adjustment (Menon et al., ICLR 2021)."""
 
-    tau: float | None = 1.0  # strength; none: the best of 0, 0.1 ... 2 on the validation half
+    tau: float | None = 1.0  # strength; none: the best of 0, 0.1 ... 2 on the validation part
     scale: float | None = None  # what the loss multiplied cosines by, e.g. 30 for LDAM: a bare cosine head needs it
 
     def __post_init__(self) -> None:
@@ -356,9 +356,9 @@ def head_of(model: nn.Module, start: Start) -> nn.Module:
 def chosen(
     tau: float | None, given: Given, logits: Callable[[Tensor, float], Tensor]
 ) -> tuple[float, dict[str, float]]:
-    """A tau, and what is told of it: the one given, or the first of those best on the validation half.
+    """A tau, and what is told of it: the one given, or the first of those best on the validation part.
 
-    Best is the highest mean of the classes' accuracies. Raises ValueError where there is no validation half: what is
+    Best is the highest mean of the classes' accuracies. Raises ValueError where there is no validation part: what is
     chosen on test images cannot be tested on them.
     """
     if tau is not None:
@@ -372,7 +372,7 @@ def chosen(
 
 
 NO_VALIDATION = (
-    "start: tau is chosen on a validation half, never on test images, and there is none: write `tau`, or keep a share "
+    "start: tau is chosen on a validation part, never on test images, and there is none: write `tau`, or keep a share "
     "of the training images apart, e.g. `protocol: {validation: 0.1}`"
 )
 

@@ -44,7 +44,12 @@ QUICK = "cifar10-lt-quick"  # whose rows, and those of its second stages, stand 
 ENDS = ("lambda_min", "lambda_max", "trace", "ratio", "loss", "gradient_norm")
 CAVEAT = (
     "Forward (F) and backward (B) passes of the whole batch, on average over training. Seconds of training, mean over "
-    "seeds, on one core of a machine that did other work as well: good for orders of magnitude only."
+    "seeds, on one core (two for the full-length runs) of a machine that did other work as well: good for orders of "
+    "magnitude only."
+)
+ACTED = (
+    "‖e‖/‖w‖: how far a term looked, in lengths of the displaced weights (or features); gap: L(w + e) − L(w); active: "
+    "share of the epochs in which it moved."
 )
 BARS = (
     "Accuracy in percent, mean ± sample sd over n seeds; Δ with half its 95 % t interval over the same seeds, without "
@@ -119,13 +124,15 @@ def page() -> str:
     said += [markdown(small).replace("### ", "## ").rstrip(), ""] if small else []
     said += side_by_side([run for run in runs if run.label.startswith(QUICK)])
     for data, each in by_data(summary(long)).items():
+        acted = [(row, line) for row in each for line in terms(row)]
+        if not acted:
+            continue
         said += [f"## What the terms did: {data}", "", "| | term | ‖e‖/‖w‖ | gap, last epoch | active |"]
         said += ["| --- | --- | --- | --- | --- |"]
-        for row in each:
-            for line in terms(row):
-                active = f"{100 * line.active:.0f} %"
-                said.append(f"| {row.name} | {line.term} | {line.radius:.3g} | {line.gap} | {active} |")
-        said.append("")
+        for row, line in acted:
+            active = f"{100 * line.active:.0f} %"
+            said.append(f"| {row.name} | {line.term} | {line.radius:.3g} | {line.gap} | {active} |")
+        said += ["", *wrapped(ACTED), ""]
     return "\n".join([*said, *cost(long), ""])
 
 

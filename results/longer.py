@@ -94,7 +94,7 @@ def long_table(rows: dict[str, dict[int, Run]], where: str) -> list[str]:
     out += [
         "", *wrapped(f"{SEEDS} {BEST} Classes by frequency: {sizes}; all is the mean over classes."), "",
         "**What the climb, or the second stage, adds**", "",
-        f"| beside the same without it | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}",
+        f"| points over the same without it | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}",
     ]  # fmt: skip
     for name, seeds in rows.items():
         if plain := rows.get(WITHOUT.get(name, "")):
@@ -114,7 +114,7 @@ def first_stages(rows: dict[str, dict[int, Run]]) -> list[str]:
     if not out:
         return []
     heads = [f"| the end of the first stage | {' | '.join(GROUPS)} | n |", f"| --- |{' ---: |' * (len(GROUPS) + 1)}"]
-    return ["**Before the classifier was trained on**", "", *heads, *out, ""]
+    return ["**At the end of the first stage, before the classifier is trained further**", "", *heads, *out, ""]
 
 
 def end_of_first(run: Run) -> dict[str, float] | None:

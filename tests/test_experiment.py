@@ -226,7 +226,7 @@ class Unlabelled:
         (
             replace(digits(), protocol=EvaluationProtocol("best-on-val")),
             {},
-            r"protocol\.selection: best-on-val needs a validation half.*validation: 0\.1",
+            r"protocol\.selection: best-on-val needs a validation part.*validation: 0\.1",
         ),
         (replace(digits(), data=Unlabelled()), {}, "test label 2 .* is outside 0…1"),
         (digits(), {"device": "gpu"}, "choose cpu, cuda"),

@@ -185,7 +185,7 @@ def test_an_init_of_other_data_or_another_model_is_refused(tmp_path, first, chan
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ([ONE, {"epochs": 0, "start": "tau-norm"}], r"stages\[1\]: start: tau is chosen on a validation half"),
+        ([ONE, {"epochs": 0, "start": "tau-norm"}], r"stages\[1\]: start: tau is chosen on a validation part"),
         ([ONE, HEAD | {"train": "haed"}], r"stages\[1\]: train: no parameter has 'haed' in its name"),
         ([ONE, HEAD | {"rates": {"scales": 2.0}}], r"stages\[1\]: rates: 'scales'"),
         (

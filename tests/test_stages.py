@@ -23,7 +23,7 @@ MADE_OF_METHODS = ("window", "every")
 
 
 def data():
-    """With a validation half."""
+    """With a validation part."""
     return tail((24, 12, 8)).carve(0.2, 0)
 
 

@@ -243,7 +243,7 @@ def test_a_model_without_a_head_may_keep_it():
 @pytest.mark.parametrize("start", [TauNorm(), LogitAdjust(None)])
 def test_tau_is_never_chosen_without_a_validation_half(start):
     assert start.sweeps
-    with pytest.raises(ValueError, match=r"chosen on a validation half, never on test images.*validation: 0\.1"):
+    with pytest.raises(ValueError, match=r"chosen on a validation part, never on test images.*validation: 0\.1"):
         filled(start, head(), val=False)
 
 

@@ -614,7 +614,7 @@ def test_classes_of_one_and_of_two_images():
     apart = of(2)
     assert apart.images == (4, 2, 1) and apart.train == 25 and "one class has a single one" in str(apart)
     assert of(2, validation=0.9).images == (18, 9, 1)
-    with pytest.raises(ValueError, match="--validation 0 asks for the validation half of the data, and rare have none"):
+    with pytest.raises(ValueError, match="--validation 0 asks for the validation part of the data, and rare have none"):
         of(2, validation=0.0)
     with pytest.raises(ValueError, match=r"--score many: rare.* has no such classes"):
         of(2, score="many")

@@ -27,7 +27,7 @@ def sweep(
     trials: Annotated[int | None, typer.Option(min=1, help="Points to try where something is a range.")] = None,
     seeds: Annotated[str, typer.Option(help="Of every trial: 0, 0-2 or 0,3,7.")] = "0",
     validation: Annotated[
-        float, typer.Option(help="Share of each class kept out of training to choose by; 0: the data's own half.")
+        float, typer.Option(help="Share of each class kept out of training to choose by; 0: the data's own part.")
     ] = 0.2,
     score: Annotated[str, typer.Option(help="balanced, all, many, medium or few.")] = "balanced",
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time, and final runs at a time.")] = 1,

@@ -85,7 +85,7 @@ class LongTail:
         return replace(self, **{part: replace(half, **how) for part, half in halves.items() if half is not None})
 
     def carve(self, share: float, seed: int) -> "LongTail":
-        """The same data with a validation half out of train: a share of each class, one image at least.
+        """The same data with a validation part out of train: a share of each class, one image at least.
 
         Which images go depends on ``seed`` alone. ValueError if a class has a single image, or ``share`` is
         not in (0, 1).

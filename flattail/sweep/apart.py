@@ -83,14 +83,14 @@ def possible(sweep: Sweep, alike: Sequence[Point], root: Path, seed: int) -> Apa
 
 
 def halves(recipe: Recipe, root: Path, seed: int) -> LongTail:
-    """The recipe's data with the validation half in the test half's place: test images cannot be looked at.
+    """The recipe's data with the validation part in the test half's place: test images cannot be looked at.
 
-    ValueError where there is no validation half.
+    ValueError where there is no validation part.
     """
     data = load(recipe, root, seed)
     if data.val is None:
         raise ValueError(
-            f"--validation 0 asks for the validation half of the data, and {data.title} have none: e.g. 0.2"
+            f"--validation 0 asks for the validation part of the data, and {data.title} have none: e.g. 0.2"
         )
     return replace(data, test=data.val)
 

@@ -93,7 +93,7 @@ class Outcome:
         assert score is not None
         over = "; ".join(f"{a.place} of {a}" for a in sweep.axes)
         kept = (
-            f"{100 * sweep.validation:g} % of the training images" if sweep.validation else "the data's validation half"
+            f"{100 * sweep.validation:g} % of the training images" if sweep.validation else "the data's validation part"
         )
         seeds = f"seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"
         alike = (

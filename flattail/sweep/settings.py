@@ -24,7 +24,7 @@ class Sweep:
     axes: tuple[Values | Range, ...]  # what does
     trials: int  # how many points are tried
     seeds: tuple[int, ...] = (0,)  # of which every trial trains one model each
-    validation: float = 0.2  # share of each class kept out of training; 0: the validation half that the data bring
+    validation: float = 0.2  # share of each class kept out of training; 0: the validation part that the data bring
     score: str = "balanced"  # one of SCORES
 
     def at(self, point: Point) -> Recipe:
