@@ -35,7 +35,10 @@ class Average(Protocol):
 
 @dataclass(frozen=True)
 class EMA:
-    """Exponential moving average of the weights, a step at a time, from the first step of the stage on."""
+    """Exponential moving average of the weights, a step at a time, from the first step of the stage on.
+
+    Raises ValueError for a field out of its range.
+    """
 
     decay: float = 0.999  # of the average, per step
 
@@ -69,6 +72,8 @@ class SWA:
     """Stochastic weight averaging: the mean of the weights after each of the last epochs (Izmailov et al., UAI 2018).
 
     The learning rate of those epochs is the schedule's.
+
+    Raises ValueError for a field out of its range.
     """
 
     start: float = 0.75  # share of the stage after which epochs count

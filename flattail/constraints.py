@@ -46,6 +46,8 @@ class MaxNorm:
 
     Weight balancing (Alshammari et al., CVPR 2022): w_c <- min(1, r / ||w_c||) w_c for the rows of the classifier, not
     its biases. As in the released code, r = min + share (max - min) of the lengths when the stage begins.
+
+    Raises ValueError for a field out of its range.
     """
 
     share: float = 0.1  # where the radius lies between the smallest and the largest length
@@ -61,7 +63,7 @@ class MaxNorm:
         """Plain."""
 
     def begin(self, model: nn.Module) -> dict[str, Tensor]:
-        """The radius. ValueError for a classifier that the stage does not train, and so must not change."""
+        """The radius. Raises ValueError for a classifier that the stage does not train, and so must not change."""
         if not self.rows(model).requires_grad:
             raise ValueError(
                 "constraint: max-norm shortens the classifier's weights, and this stage does not train them: "
@@ -87,7 +89,10 @@ class MaxNorm:
         """Plain."""
 
     def rows(self, model: nn.Module) -> Tensor:
-        """The classifier's weights [C, d], a class a row."""
+        """The classifier's weights [C, d], a class a row.
+
+        Raises ValueError for a head that is not linear.
+        """
         core = innermost(getattr(model, "head", model))
         if not isinstance(core, nn.Linear):
             raise ValueError(
@@ -104,6 +109,8 @@ class SpectralNorm:
     Miyato et al., ICLR 2018, by torch's parametrisation: power iteration, a step in each forward pass of training. A
     convolution's W is its weight as a matrix [out, in k k]. When the stage ends the quotient becomes the weight. Layers
     whose weight has a parametrisation of its own, as under LoRA, are left alone.
+
+    Raises ValueError for a field out of its range.
     """
 
     iterations: int = 1  # of the power iteration in each forward pass

@@ -72,7 +72,10 @@ class Tracker:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Data, a model, stages of training, and how to judge the result."""
+    """Data, a model, stages of training, and how to judge the result.
+
+    Raises ValueError for what cannot be judged as asked.
+    """
 
     data: Dataset  # `flattail list data`
     model: Model  # `flattail list models`

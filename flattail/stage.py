@@ -27,7 +27,10 @@ from .starts import Keep, Start
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: what is minimised, on which batches, by which steps."""
+    """A stretch of training: what is minimised, on which batches, by which steps.
+
+    Raises ValueError for a field out of its range, and for fields that do not go together.
+    """
 
     epochs: int  # passes over the training images; 0 where the start does the whole work
     method: Method = ERM()  # `flattail list methods`

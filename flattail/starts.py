@@ -170,7 +170,10 @@ class DisAlign:
 
 @dataclass(frozen=True)
 class TauNorm:
-    """Weights divided by a power of their length, w / ||w||^tau, and no bias (Kang et al., ICLR 2020)."""
+    """Weights divided by a power of their length, w / ||w||^tau, and no bias (Kang et al., ICLR 2020).
+
+    Raises ValueError for a field out of its range.
+    """
 
     tau: float | None = None  # the power; none: the best of 0, 0.1 ... 2 on the validation part
 
@@ -248,7 +251,10 @@ class ClassMeans:
 
 @dataclass(frozen=True)
 class LogitAdjust:
-    """Logits minus tau log(n_c / N), of a classifier that is trained: post-hoc adjustment (Menon et al., ICLR 2021)."""
+    """Logits minus tau log(n_c / N), of a classifier that is trained: post-hoc adjustment (Menon et al., ICLR 2021).
+
+    Raises ValueError for a field out of its range.
+    """
 
     tau: float | None = 1.0  # strength; none: the best of 0, 0.1 ... 2 on the validation part
     scale: float | None = None  # what the loss multiplied cosines by, e.g. 30 for LDAM: a bare cosine head needs it

@@ -1,11 +1,13 @@
 """The docs site: it builds strictly and asks nobody for anything, pages are complete, generated parts up to date."""
 
+import ast
 import dataclasses
 import importlib.util
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,41 @@ OUTSIDE = {name: thing for name, thing in EVERYTHING.items() if takes_tensors(th
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_what_takes_tensors_says_their_shapes(name):
     assert re.search(r"\[[A-Za-z0-9_, .+*-]+\]", inspect.getdoc(OUTSIDE[name]) or ""), name
+
+
+@pytest.mark.parametrize("name", [*METHODS, *ANALYSES])
+def test_a_method_and_an_analysis_say_their_equation(name):
+    """Where `help` and the API page show it: in the class's own docstring, as a line of its own."""
+    said = inspect.getdoc((METHODS | ANALYSES)[name])
+    assert name in ("erm", "window", "every") or re.search(r"^ {4}\S.*", said, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_says_its_shapes_and_its_formula(name):
+    kind = LOSSES[name] if inspect.isclass(LOSSES[name]) else type(LOSSES[name])
+    assert "logits [B, C], labels [B] and counts [C]" in inspect.getdoc(kind.__call__), name
+    assert "`l = " in inspect.getdoc(kind) or "    mean_i" in inspect.getdoc(kind) or "l = " in inspect.getdoc(kind), (
+        name
+    )
+
+
+def raising(thing) -> bool:
+    """Whether a public thing refuses something by itself: a function's body, a class's making."""
+    making = "__post_init__" if dataclasses.is_dataclass(thing) else "__init__"
+    own = vars(thing).get(making) if inspect.isclass(thing) else thing
+    code = ast.parse(textwrap.dedent(inspect.getsource(own)) if inspect.isfunction(own) else "")
+    called = [n.func.id for n in ast.walk(code) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    return any(isinstance(n, ast.Raise) for n in ast.walk(code)) or any(
+        name.startswith(("check_", "refuse_")) for name in called
+    )
+
+
+REFUSING = {name: thing for name, thing in EVERYTHING.items() if raising(thing)}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_what_refuses_something_says_so(name):
+    assert re.search("[Rr]aise", inspect.getdoc(REFUSING[name])), name
 
 
 def test_the_drop_in_says_its_shapes():

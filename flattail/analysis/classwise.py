@@ -22,7 +22,12 @@ ENDS = ("lambda_max", "lambda_min", "ratio", "trace", "negative_mass", "negative
 
 @dataclass(frozen=True)
 class ClassHessian:
-    """Spectrum of the Hessian of each class's mean loss, and of groups of classes."""
+    """Spectrum of the Hessian of each class's mean loss, and of groups of classes (Rangwani et al., NeurIPS 2022).
+
+        H_c = d²L_c/dw²,   L_c(w) = sum_{i in c} m_i loss_i(w) / sum_{i in c} m_i
+
+    Both ends by Lanczos; trace and density from probes. A saddle of class c: lambda_min(H_c) < 0 at a small gradient.
+    """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 50  # per class, drawn by the seed

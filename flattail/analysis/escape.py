@@ -1,11 +1,5 @@
-"""Does a method's gradient leave the saddle of a class? Its moments along the eigenvector of lambda_min, over batches.
-
-<g(w + e), v>  ~  <g, v> + lambda <e, v>  =  (1 + rho_eff lambda) <g, v>,   e = rho g/||g||,  rho_eff = rho/||g||
-
-so that the second moment along v is multiplied by (1 + rho_eff lambda)²: for lambda < 0, more than 1 only where
-lambda < −2/rho_eff. (For a climb without normalisation, e = rho g, rho takes the place of rho_eff.) After Rangwani et
-al., NeurIPS 2022.
-"""
+"""Does a method's gradient leave the saddle of a class? Its moments along the eigenvector of lambda_min, over
+batches."""
 
 from __future__ import annotations
 
@@ -30,7 +24,14 @@ from .subject import DType, Loss, Subject, cross_entropy, flat
 
 @dataclass(frozen=True)
 class Escape:
-    """Moments of each method's batch gradients along every class's direction of most negative curvature."""
+    """Moments of each method's batch gradients along every class's direction of most negative curvature.
+
+        <g(w + e), v>  ~  <g, v> + lambda <e, v>  =  (1 + rho_eff lambda) <g, v>,   rho_eff = rho/||g||
+
+    so that the second moment along v is multiplied by (1 + rho_eff lambda)²: for lambda < 0, more than 1 only where
+    lambda < −2/rho_eff. (For a climb without normalisation, e = rho g, rho takes the place of rho_eff.) After Rangwani
+    et al., NeurIPS 2022.
+    """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 100  # per class, drawn by the seed

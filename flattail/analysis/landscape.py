@@ -142,7 +142,12 @@ def looker(subject: Subject, samples: Samples, micro: int) -> Callable[[], Seen]
 
 @dataclass(frozen=True)
 class Landscape:
-    """Loss along lines of growing noise (near and far) and on a plane, overall and by class."""
+    """Loss along lines of growing noise (near and far) and on a plane, overall and by class.
+
+        L_c(w + t ||w|| n/||n||),   n normal;      L_c(w + x u + y v),   u, v with the norms of w's filters
+
+    The lines are those of CC-SAM's figure 1 (Zhou et al., CVPR 2023), the plane as in Li et al., NeurIPS 2018.
+    """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 50  # per class, drawn by the seed

@@ -1,9 +1,5 @@
-"""CC-SAM's characteristic radius of each class, and whether the bound that it comes from says anything (CVPR 2023).
-
-rho_c = (||w|| / (2 ||g_c||))^(1/2) k^(-1/4) (n_c − 1)^(-1/4)                                             (eq. 8)
-max_{||e|| <= sqrt(k) rho_c} L_c(w + e) + ||w|| / (2 rho_c sqrt(n_c − 1))                                 (eqs. 5, 7)
-                                            ~ L_c + (2 ||w|| ||g_c||)^(1/2) k^(1/4) (n_c − 1)^(-1/4)
-"""
+"""CC-SAM's characteristic radius of each class, and whether the bound that it comes from says anything (CVPR
+2023)."""
 
 from __future__ import annotations
 
@@ -40,7 +36,14 @@ def square_root(weight: float, rho: float, count: int, delta: float) -> float:
 
 @dataclass(frozen=True)
 class ClassRadius:
-    """Per class: gradient norm, characteristic radius and bound of CC-SAM, for all weights and for the head."""
+    """Per class: gradient norm, characteristic radius and bound of CC-SAM, for all weights and for the head.
+
+        rho_c = (||w|| / (2 ||g_c||))^(1/2) k^(-1/4) (n_c − 1)^(-1/4)                                     (eq. 8)
+        max_{||e|| <= sqrt(k) rho_c} L_c(w + e) + ||w|| / (2 rho_c sqrt(n_c − 1))                         (eqs. 5, 7)
+                                                ~ L_c + (2 ||w|| ||g_c||)^(1/2) k^(1/4) (n_c − 1)^(-1/4)
+
+    of Zhou et al., CVPR 2023, with g_c the slope of the class's mean loss and k scalars in w.
+    """
 
     classes: str = ""  # class numbers (3 or #3) or names with commas between; empty: every class with samples
     samples: int = 500  # per class, drawn by the seed

@@ -1,7 +1,5 @@
-"""The sharpness of a loss as a training method sees it, class by class: by how much it rises where the terms look from.
-
-gap_T = sum_k sum_{i in T} a_ki m_i (loss_i(w + e_k) − loss_i(w)) / sum_{i in T} m_i
-"""
+"""The sharpness of a loss as a training method sees it, class by class: by how much it rises where the terms look
+from."""
 
 from __future__ import annotations
 
@@ -26,7 +24,10 @@ from .subject import DType, Loss, Subject, cross_entropy
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Rise of each class's loss where a method looks from: its own climb, the climb of all, random directions."""
+    """Rise of each class's loss where a method looks from: its own climb, the climb of all, random directions.
+
+    gap_T = sum_k sum_{i in T} a_ki m_i (loss_i(w + e_k) − loss_i(w)) / sum_{i in T} m_i
+    """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
     samples: int = 100  # per class, drawn by the seed

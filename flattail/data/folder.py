@@ -47,7 +47,10 @@ class Folder:
         return assembled(*halves, names=names, shots=self.shots, title=printable(top.name), kept=kept)
 
     def files(self, root: Path) -> tuple[tuple[list[str], Tensor], tuple[list[str], Tensor], list[str]]:
-        """Files and labels [N] of the training half, the same of the test half, and the classes [C]; none is opened."""
+        """Files and labels [N] of the training half, the same of the test half, and the classes [C]; none is opened.
+
+        Raises ValueError or FileNotFoundError for a tree that holds no classes, or others in its test part.
+        """
         top = Path(root) / self.path
         if isinstance(self.test, str):
             trained_on = next(iter(called(top, TRAINED)), top / "train")

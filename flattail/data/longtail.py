@@ -89,6 +89,8 @@ class LongTail:
 
         Which images go depends on ``seed`` alone. ValueError if a class has a single image, or ``share`` is
         not in (0, 1).
+
+        Raises ValueError where nothing can be carved.
         """
         if not 0 < share < 1:
             raise ValueError(f"share={share}: give the part of each class to validate on, e.g. 0.1")

@@ -22,7 +22,10 @@ class Npz:
     shots: Shots = STRICT  # which classes are many, medium and few
 
     def load(self, root: Path) -> LongTail:
-        """The data as they are in the file. FileNotFoundError or ValueError names the file and the key."""
+        """The data as they are in the file.
+
+        Raises FileNotFoundError or ValueError, which name the file and the key.
+        """
         path = Path(root) / self.file
         parts = ("train", "val", "test")
         keys = [f"{p}_{k}" for p in parts for k in ("images", "labels")]

@@ -113,6 +113,8 @@ class EffectiveNumber(ByShares):
     """Samples drawn by one over their class's effective number, with replacement: "Resample" of LDAM-DRW's code.
 
     (1 - beta) / (1 - beta^n_c) each (Cui et al., CVPR 2019); there the sampler is made and never used.
+
+    Raises ValueError for a field out of its range.
     """
 
     beta: float = 0.9999  # 0: as the data are; towards 1: every class alike

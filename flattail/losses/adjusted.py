@@ -19,6 +19,8 @@ class VS:
     `l = -log softmax(logits / D + i)_y` with `D_c = (n_max / n_c)^gamma` and `i_c = tau * log(n_c / N)`; Kini
     et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization", NeurIPS 2021.
     `gamma=0` is logit adjustment, `tau=0` is CDT, both 0 is cross-entropy.
+
+    Raises ValueError for unknown weights.
     """
 
     gamma: float = 0.3  # exponent of the scaling (SSE-SAM, Focal-SAM: 0.05)
@@ -29,7 +31,7 @@ class VS:
         refuse_unknown(self.weights)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted."""
         z = wide(logits)
         n = fitting(counts, z)
         z = z * (n / n.max()) ** self.gamma + self.tau * (n / n.sum()).log()
@@ -47,6 +49,8 @@ class LA:
 
     `l = -log softmax(logits + tau * log(n_c / N))_y`; Menon et al., "Long-Tail Learning via Logit
     Adjustment", ICLR 2021; Ren et al., "Balanced Meta-Softmax", NeurIPS 2020. The same as `VS(gamma=0)`.
+
+    Raises ValueError for unknown weights.
     """
 
     tau: float = 1.0  # strength of the shift; 0 is cross-entropy
@@ -56,7 +60,7 @@ class LA:
         refuse_unknown(self.weights)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted."""
         return VS(0.0, self.tau, self.weights)(logits, y, counts)
 
     def log_prior(self, counts: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -80,6 +84,8 @@ class LADE:
     It couples the samples of a batch. Values [B] are `LA_i + alpha * (sum_c pi_c (S_c + reg * S_c^2) - B pi_y / b_y *
     logits_iy)`, whose plain mean is that objective; a term of some samples has their own part of M, and of S their
     share. Micro-batches, processes and the two labels of a mixed batch are regularised each apart.
+
+    Raises ValueError for constants out of their ranges.
     """
 
     alpha: float = 0.1  # weight of the bound (released: 0.1 CIFAR-100, 0.05 ImageNet-LT and iNat, 0.005 Places-LT)
@@ -90,7 +96,7 @@ class LADE:
         refuse_negative(alpha=self.alpha, reg=self.reg)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        """Losses [B] whose mean is the objective of this batch."""
+        """Losses [B] of logits [B, C], labels [B] and counts [C]; their mean is the objective of this batch."""
         z = wide(logits)
         n, size = fitting(counts, z), max(len(y), 1)
         pi = n / n.sum()

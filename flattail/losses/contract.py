@@ -21,7 +21,7 @@ class Loss(Protocol):
     """
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if the loss is weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C]; with masses [B] if it is weighted."""
         ...
 
 

@@ -29,6 +29,8 @@ class CE:
     weigh samples, so the smoothed part of a sample has its own label's weight (torch's `label_smoothing` with
     `weight` uses those of all classes there). Smoothing: Szegedy et al., CVPR 2016; 0.98 on the classifier alone is
     label over-smoothing, LOS (Sun et al., ICLR 2025), whose released code is this loss.
+
+    Raises ValueError for unknown weights, and for a smoothing outside of [0, 1).
     """
 
     weights: str | None = None  # class weights by name: effective, inverse, square-root, power:RHO
@@ -39,7 +41,7 @@ class CE:
         refuse_no_share(smoothing=self.smoothing)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted."""
         z = wide(logits)
         values = F.cross_entropy(z, y, reduction="none", label_smoothing=self.smoothing)
         return weighed(values, z, y, counts, self.weights)
@@ -56,6 +58,8 @@ class Focal:
     `l = (1 - p)^gamma * v` with `v = W_y * -log softmax(logits)_y` and `p = exp(-v)`; Lin et al., "Focal Loss
     for Dense Object Detection", ICCV 2017, in the form that long-tailed benchmarks run: the class weight is
     inside p, and the objective is the plain mean, so values are weighted and there are no masses.
+
+    Raises ValueError for unknown weights and a negative gamma.
     """
 
     gamma: float = 1.0  # strength of the focus; 0 is cross-entropy
@@ -66,7 +70,7 @@ class Focal:
         refuse_negative(gamma=self.gamma)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        """Per-sample losses [B], class weights inside."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], class weights inside."""
         return focused(wide(logits), y, counts, self.weights, self.gamma)
 
     def log_prior(self, counts: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -82,6 +86,8 @@ class LabelAwareSmoothing:
     and `t_c = (n_c - n_min) / (n_max - n_min)`; f(t) = sin(pi t / 2) (concave), t (linear), 1 - cos(pi t / 2) (convex)
     or t^power. Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021. Where all classes are of
     one size, t = 0 (the release divides by zero).
+
+    Raises ValueError for unknown weights or shapes, and smoothings out of their ranges.
     """
 
     smooth_head: float = 0.3  # of the largest class (released: 0.3; 0.4 CIFAR-100 and Places-LT)
@@ -108,7 +114,7 @@ class LabelAwareSmoothing:
         return self.smooth_tail + (self.smooth_head - self.smooth_tail) * f
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted."""
         z = wide(logits)
         e = of_class(self.smoothing(fitting(counts, z)), y)
         log_p = z.log_softmax(1)

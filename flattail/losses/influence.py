@@ -24,6 +24,8 @@ class IB:
 
     It is meant for training that has settled: the release runs plain cross-entropy for its first 100 of 200
     epochs, which here is a stage before it, and IB a stage with `carry: true`.
+
+    Raises ValueError for unknown weights, and negative constants.
     """
 
     alpha: float = 1000.0  # size of the loss (released runs: 1000)
@@ -36,7 +38,10 @@ class IB:
         refuse_negative(alpha=self.alpha, gamma=self.gamma)
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor, *, z: Tensor) -> Tensor:
-        """Per-sample losses [B], class weights inside; z [B, d] are the features the logits were made of."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], class weights inside.
+
+        z [B, d] are the features the logits were made of.
+        """
         o = wide(logits)
         miss = -2 * torch.expm1(-F.cross_entropy(o, y, reduction="none"))  # |p - onehot|_1 = 2 (1 - p_y)
         influence = miss * wide(z).flatten(1).abs().sum(1).to(o.dtype)

@@ -57,7 +57,10 @@ class LDAM:
         return self.s if self.cosine else 1.0
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted.
+
+        Raises ValueError for logits that are no cosines.
+        """
         if self.cosine:
             refuse_no_cosines(logits, "LDAM", ", or choose the form for linear heads, LDAM(cosine=False)")
         z = wide(logits)  # [B, C]
@@ -103,7 +106,10 @@ class GCL:
         return self.s
 
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
-        """Per-sample losses [B], with masses [B] if weighted and not focused."""
+        """Per-sample losses [B] of logits [B, C], labels [B] and counts [C]; masses [B] if weighted and not focused.
+
+        Raises ValueError for logits that are no cosines.
+        """
         refuse_no_cosines(logits, "GCL")
         z = wide(logits)
         cloud = (torch.randn_like(z) / 3).clamp(-1, 1).abs() * rarity(fitting(counts, z))

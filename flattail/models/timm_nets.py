@@ -15,7 +15,10 @@ HUB = "timm"
 
 @dataclass(frozen=True)
 class Timm:
-    """A network of timm by name: its own pooled features (`num_classes=0`), and a new head."""
+    """A network of timm by name: its own pooled features (`num_classes=0`), and a new head.
+
+    Raises ValueError for a field out of its range.
+    """
 
     model: str  # timm's name, with or without a weights tag: resnext50_32x4d, resnet50.a1_in1k
     weights: str | None = None  # timm: fetched, a name's tag says which; a file; package:NAME, the file in a package
@@ -81,7 +84,10 @@ class Timm:
         return get_pretrained_cfg(self.model) or PretrainedCfg()
 
     def fetched(self, **how: Any) -> nn.Module:
-        """The network with timm's own weights, from its hub or where timm has kept them."""
+        """The network with timm's own weights, from its hub or where timm has kept them.
+
+        Raises ValueError where they cannot be had.
+        """
         import timm
 
         try:
@@ -94,7 +100,10 @@ class Timm:
             ) from error
 
     def filled(self, **how: Any) -> nn.Module:
-        """The network with the weights of a file, which must be all of them; the old classifier is left out."""
+        """The network with the weights of a file, which must be all of them; the old classifier is left out.
+
+        Raises ValueError for a file that does not fit the network, and FileNotFoundError for none.
+        """
         import timm
 
         assert self.weights is not None

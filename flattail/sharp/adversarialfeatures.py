@@ -1,12 +1,4 @@
-"""CC-SAM, stage 2: the classifier is trained on features moved against it (Zhou et al., CVPR 2023, eqs. 12 to 14).
-
-    z_adv = z + strength g / ||g||,   g = grad_z L,   L = (1 - t/T) L(z) + (t/T) L(z_adv)                (12, 13, 14)
-
-||.|| is taken sample by sample, our reading: z in eq. 12 is the feature of one sample, and a norm over the batch would
-make the move of each depend on how many others there are. The release takes it over all samples of a class in the
-batch, multiplies noise and loss of class c by v_c = ln(n_max / n_c + .01) / 2, and stops the ramp at `limit`: that is
-`norm="class", rarity=2.0, ahead=1/E` for E epochs. Cost: F + B, and two small backward passes of the head.
-"""
+"""CC-SAM, stage 2: the classifier is trained on features moved against it (Zhou et al., CVPR 2023, eqs. 12 to 14)."""
 
 from __future__ import annotations
 
@@ -22,7 +14,18 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class AdversarialFeatures:
-    """The head on features as they are and, more and more, on features moved up its own slope (CC-SAM, CVPR 2023)."""
+    """The head on features as they are and, more and more, on features moved up its own slope (CC-SAM, CVPR 2023).
+
+        z_adv = z + strength g / ||g||,   g = grad_z L,   L = (1 - t/T) L(z) + (t/T) L(z_adv)      (12, 13, 14)
+
+    ||.|| is taken sample by sample, our reading: z in eq. 12 is the feature of one sample, and a norm over the batch
+    would make the move of each depend on how many others there are. The release takes it over all samples of a class
+    in the batch, multiplies noise and loss of class c by v_c = ln(n_max / n_c + .01) / 2, and stops the ramp at
+    `limit`: that is `norm="class", rarity=2.0, ahead=1/E` for E epochs. Cost: F + B, and two small backward passes of
+    the head.
+
+    Raises ValueError for a field out of its range.
+    """
 
     strength: float = 1.0  # lambda_a: length of the move; 1 in the released code
     limit: float = 1.0  # share of the moved loss at which the ramp stops; released: 1.0 (CIFAR-10) and 0.3 (CIFAR-100)

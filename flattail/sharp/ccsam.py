@@ -1,15 +1,4 @@
-"""CC-SAM, stage 1: Class-Conditional SAM (Zhou et al., CVPR 2023): each class from within its own radius.
-
-    e_c = sqrt(k) rho_c g_c / ||g_c||,   rho_c = (||w|| / (2 ||g_c||))^(1/2) k^(-1/4) (n_c - 1)^(-1/4)     (eqs. 8, 9)
-
-with g_c the gradient of class c's mean loss, k the number of displaced scalars and ||w|| their norm. The bound's other
-term, ||w|| / (2 rho_c (n_c - 1)^(1/2)) in eqs. 7 and 11, is left out, as in the released code. Table 2's ablation takes
-direction and length apart: `length="unit"` keeps the direction of g_c alone, `direction="random"` the length alone,
-along Gaussian noise (at one small gradient per class, which the length still needs). Cost: F + B for the head.
-
-Without a factor the lengths are between a tenth of ||w|| and beyond it, and a cap then makes all classes alike. So the
-default `scale` is 0.03, chosen with `cap` on validation splits of digits-LT: the cap cuts the longest alone.
-"""
+"""CC-SAM, stage 1: Class-Conditional SAM (Zhou et al., CVPR 2023): each class from within its own radius."""
 
 from __future__ import annotations
 
@@ -33,7 +22,22 @@ OVER: dict[str, Literal["batch", "members", "groups"]] = {
 
 @dataclass(frozen=True)
 class CCSAM:
-    """Every class from its own climb: rare ones, and those with small gradients, further (Zhou et al., CVPR 2023)."""
+    """Every class from its own climb: rare ones, and those with small gradients, further (Zhou et al., CVPR 2023).
+
+        e_c = sqrt(k) rho_c g_c / ||g_c||,   rho_c = (||w|| / (2 ||g_c||))^(1/2) k^(-1/4) (n_c - 1)^(-1/4)   (eqs. 8, 9)
+
+    with g_c the gradient of class c's mean loss, k the number of displaced scalars and ||w|| their norm. The bound's
+    other term, ||w|| / (2 rho_c (n_c - 1)^(1/2)) in eqs. 7 and 11, is left out, as in the released code. Table 2's
+    ablation takes direction and length apart: `length="unit"` keeps the direction of g_c alone, `direction="random"`
+    the length alone, along Gaussian noise (at one small gradient per class, which the length still needs). Cost: F +
+    B for the head.
+
+    Without a factor the lengths are between a tenth of ||w|| and beyond it, and a cap then makes all classes alike.
+    So the default `scale` is 0.03, chosen with `cap` on validation splits of digits-LT: the cap cuts the longest
+    alone.
+
+    Raises ValueError for a field out of its range.
+    """
 
     scale: float = 0.03  # kappa: factor of the radius of eqs. 8-9, which is 1 there and 1e-6 in the released CIFAR runs
     cap: float = 0.05  # ||e_c|| is at most this multiple of ||w||; where it cuts, classes have equal lengths

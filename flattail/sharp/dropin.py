@@ -27,7 +27,9 @@ class SharpnessAware:
         counts: `[C]` training samples per class: whole numbers, one per class, not the labels.
         few: `[C]` bool, the classes that `eta="few"` means; by default those with fewer than 20 samples.
         only: a pattern on parameter names; only those are displaced.
-        buffers, dropout, climb_together: see `sharp_backward`.
+        buffers: "keep" restores BatchNorm after displaced passes; "all" lets them move it, as the releases do.
+        dropout: the "same" masks in all passes of a micro-batch, or "fresh" ones.
+        climb_together: processes (and, for the head, micro-batches) climb by their common slope.
         check: wait for the device in each step, and raise FloatingPointError for a non-finite loss or slope.
 
     Raises:
@@ -97,6 +99,11 @@ class SharpnessAware:
 
         Returns:
             The plain loss at w, a detached scalar; for a method that does not look from w, the loss where it looked.
+
+        Raises:
+            ValueError: for a loss instead of a closure, one that is no `[B]` or makes gradients itself, labels that do
+                not fit it or `counts`, what the method needs and was not given (`counts`, `progress`, `step`,
+                `hard`), and a closure that goes around a DistributedDataParallel.
         """
         if isinstance(losses, Tensor):
             raise ValueError(
@@ -136,7 +143,10 @@ class SharpnessAware:
         return out.loss
 
     def terms(self, y: Tensor, **given: Any) -> list[Term]:
-        """The method's terms for labels `[B]`."""
+        """The method's terms for labels `[B]`.
+
+        Raises ValueError for labels that `counts` has no class for.
+        """
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(
                 f"labels are classes, [B] int64, not {list(y.shape)} {y.dtype}; a method that reads no class, as SAM, "

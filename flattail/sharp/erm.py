@@ -10,7 +10,7 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class ERM:
-    """The loss where it stands, as `loss.backward()` would have it."""
+    """The loss where it stands, as `loss.backward()` would have it (Vapnik, NIPS 1991): grad L(w)."""
 
     where: ClassVar[Literal["weights", "head"]] = "weights"
 

@@ -1,7 +1,4 @@
-"""Focal-SAM: sharpness in proportion to rarity (Li et al., ICML 2025, arXiv 2505.01660).
-
-L(w) + sum_c s_c [L_c(w + e) - L_c(w)],   s_c = strength (1 - pi_c)^gamma
-"""
+"""Focal-SAM: sharpness in proportion to rarity (Li et al., ICML 2025, arXiv 2505.01660)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,12 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class FocalSAM:
-    """Every class partly at w and partly from one climb, the rarer the more so (Li et al., ICML 2025)."""
+    """Every class partly at w and partly from one climb, the rarer the more so (Li et al., ICML 2025).
+
+        L(w) + sum_c s_c [L_c(w + e) - L_c(w)],   s_c = strength (1 - pi_c)^gamma
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.2  # radius of the ball
     strength: float = 0.5  # lambda: share of the climbed loss for an infinitely rare class

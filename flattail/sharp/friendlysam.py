@@ -1,10 +1,4 @@
-"""Friendly-SAM: climb along the noise of the batch's slope alone (Li et al., CVPR 2024, arXiv 2403.12350).
-
-    e = rho d / ||d||,   d = g - sigma m,   m <- lambda m + (1 - lambda) g
-
-m, an average of past slopes, stands for that of all data. As in the released code, a step climbs by the m that it
-found, and the first one sets m = g and climbs along g. Cost: 2F + 2B, and one copy of the weights for m.
-"""
+"""Friendly-SAM: climb along the noise of the batch's slope alone (Li et al., CVPR 2024, arXiv 2403.12350)."""
 
 from __future__ import annotations
 
@@ -22,7 +16,15 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class FriendlySAM:
-    """Everybody from a climb along what is this batch's own in its slope (Li et al., CVPR 2024)."""
+    """Everybody from a climb along what is this batch's own in its slope (Li et al., CVPR 2024).
+
+        e = rho d / ||d||,   d = g - sigma m,   m <- lambda m + (1 - lambda) g
+
+    m, an average of past slopes, stands for that of all data. As in the released code, a step climbs by the m that it
+    found, and the first one sets m = g and climbs along g. Cost: 2F + 2B, and one copy of the weights for m.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball
     sigma: float = 1.0  # how much of the average slope is taken out

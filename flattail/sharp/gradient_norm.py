@@ -1,9 +1,4 @@
-"""Gradient norm penalty: L(w) + lambda ||grad L(w)|| (Zhao et al., ICML 2022, arXiv 2202.03599).
-
-    (1 - alpha) grad L(w) + alpha grad L(w + r g / ||g||),   alpha = lambda / r
-
-Cost: 2F + 3B.
-"""
+"""Gradient norm penalty: L(w) + lambda ||grad L(w)|| (Zhao et al., ICML 2022, arXiv 2202.03599)."""
 
 from __future__ import annotations
 
@@ -18,7 +13,14 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class GradientNormPenalty:
-    """A small slope is wanted: partly at w, partly from one climb (Zhao et al., ICML 2022)."""
+    """A small slope is wanted: partly at w, partly from one climb (Zhao et al., ICML 2022).
+
+        (1 - alpha) grad L(w) + alpha grad L(w + r g / ||g||),   alpha = lambda / r
+
+    Cost: 2F + 3B.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # r in the paper: the step of the finite difference
     alpha: float = 0.8  # lambda / r: share of the climbed loss; 1 is SAM, 0 the plain step

@@ -1,10 +1,4 @@
-"""GSAM: surrogate gap guided SAM (Zhuang et al., ICLR 2022, arXiv 2203.08065): the gap is made small as well.
-
-    g_s - alpha g_o,   g_s = grad L(w + e),   g_o the part of g = grad L(w) that is orthogonal to g_s
-
-The paper's rho_t follows the learning rate between two values: a schedule of `rho` does that. Cost: 2F + 2B, and the
-gradients of both passes held at once.
-"""
+"""GSAM: surrogate gap guided SAM (Zhuang et al., ICLR 2022, arXiv 2203.08065): the gap is made small as well."""
 
 from __future__ import annotations
 
@@ -21,7 +15,15 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class GSAM:
-    """Down the slope nearby, and up the part of the slope at w that is orthogonal to it (Zhuang et al., ICLR 2022)."""
+    """Down the slope nearby, and up the part of the slope at w that is orthogonal to it (Zhuang et al., ICLR 2022).
+
+        g_s - alpha g_o,   g_s = grad L(w + e),   g_o the part of g = grad L(w) that is orthogonal to g_s
+
+    The paper's rho_t follows the learning rate between two values: a schedule of `rho` does that. Cost: 2F + 2B, and
+    the gradients of both passes held at once.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball
     alpha: float = 0.1  # how much of the orthogonal part is climbed

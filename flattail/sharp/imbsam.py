@@ -1,7 +1,4 @@
-"""ImbSAM: Imbalanced SAM (Zhou et al., ICCV 2023, arXiv 2308.07815): the tail alone is made flat.
-
-L_head(w) + max_{||e|| <= rho} L_tail(w + e)
-"""
+"""ImbSAM: Imbalanced SAM (Zhou et al., ICCV 2023, arXiv 2308.07815): the tail alone is made flat."""
 
 from __future__ import annotations
 
@@ -50,7 +47,12 @@ def check_split(counts: Tensor, few: Tensor, eta: Eta) -> None:
 
 @dataclass(frozen=True)
 class ImbSAM:
-    """The head where it stands, the tail from its own climb (Zhou et al., ICCV 2023)."""
+    """The head where it stands, the tail from its own climb (Zhou et al., ICCV 2023).
+
+        L_head(w) + max_{||e|| <= rho} L_tail(w + e)
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the tail's ball
     eta: Eta = 20  # classes with fewer samples are tail; "few": the data set's few-shot classes

@@ -1,11 +1,4 @@
-"""LookSAM: SAM in every k-th step, its direction reused between (Liu et al., CVPR 2022, arXiv 2203.02714).
-
-    every k-th step:   g_s = grad L(w + e),   v = the part of g_s that is orthogonal to g = grad L(w)
-    else:              g + alpha ||g|| v / ||v||
-
-Norms and products are over all trained parameters together (our reading; implementations also take each tensor apart).
-Cost: 2F + 2B in every k-th step, F + B between, and one copy of the weights for v.
-"""
+"""LookSAM: SAM in every k-th step, its direction reused between (Liu et al., CVPR 2022, arXiv 2203.02714)."""
 
 from __future__ import annotations
 
@@ -22,7 +15,16 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class LookSAM:
-    """SAM at times; between, a plain step bent by what SAM added last (Liu et al., CVPR 2022)."""
+    """SAM at times; between, a plain step bent by what SAM added last (Liu et al., CVPR 2022).
+
+        every k-th step:   g_s = grad L(w + e),   v = the part of g_s that is orthogonal to g = grad L(w)
+        else:              g + alpha ||g|| v / ||v||
+
+    Norms and products are over all trained parameters together (our reading; implementations also take each tensor
+    apart). Cost: 2F + 2B in every k-th step, F + B between, and one copy of the weights for v.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball
     k: int = 5  # steps from one look to the next

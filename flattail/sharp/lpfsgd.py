@@ -1,13 +1,4 @@
-"""LPF-SGD: the loss smoothed by a Gaussian (Bisla et al., AISTATS 2022, arXiv 2201.08025).
-
-    1/M sum_j L_j(w + e_j),   e_j ~ N(0, sigma^2 diag(||w_f||^2)),
-    sigma(t) = gamma (1 + (alpha - 1)(1 - cos(pi t)) / 2)
-
-with w_f the filter that a weight is in (the slice of a tensor's first axis; the column of a cosine head), or the whole
-tensor where it has one axis; L_j is the loss of every M-th sample. Nobody looks from w. Cost: F + B for one draw. For
-M: M (F + B), since a pass runs the whole batch; or (2 - 1/M) F + B where rows can be run apart. (The paper runs each
-part of the batch alone.)
-"""
+"""LPF-SGD: the loss smoothed by a Gaussian (Bisla et al., AISTATS 2022, arXiv 2201.08025)."""
 
 from __future__ import annotations
 
@@ -26,7 +17,18 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class LPFSGD:
-    """Everybody under noise in proportion to each filter's norm: low on average nearby (Bisla et al., AISTATS 2022)."""
+    """Everybody under noise in proportion to each filter's norm: low on average nearby (Bisla et al., AISTATS 2022).
+
+        1/M sum_j L_j(w + e_j),   e_j ~ N(0, sigma^2 diag(||w_f||^2)),
+        sigma(t) = gamma (1 + (alpha - 1)(1 - cos(pi t)) / 2)
+
+    with w_f the filter that a weight is in (the slice of a tensor's first axis; the column of a cosine head), or the
+    whole tensor where it has one axis; L_j is the loss of every M-th sample. Nobody looks from w. Cost: F + B for one
+    draw. For M: M (F + B), since a pass runs the whole batch; or (2 - 1/M) F + B where rows can be run apart. (The
+    paper runs each part of the batch alone.)
+
+    Raises ValueError for a field out of its range.
+    """
 
     gamma: float = (
         0.002  # sigma at the beginning; the authors: 0.002 for plain ResNets, 5e-4 with alpha 15 for wide ones

@@ -1,10 +1,4 @@
-"""Model perturbation: the loss under random moves of chosen layers (F2M, Shi et al., NeurIPS 2021, arXiv 2111.01549).
-
-    1/M sum_j L(w + e_j),   e_j = rho ||w|| n_j / ||n_j||,   n_j ~ N(0, 1)
-
-with w the displaced parameters. The distribution is our reading: the CC-SAM paper compares with the method, and its
-settings are in an appendix that we could not read. Nobody looks from w. Cost: M (F + B).
-"""
+"""Model perturbation: the loss under random moves (F2M, Shi et al., NeurIPS 2021, arXiv 2111.01549)."""
 
 from __future__ import annotations
 
@@ -23,7 +17,15 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class ModelPerturbation:
-    """Everybody under random moves of a given share of the weights' norm (Shi et al., NeurIPS 2021)."""
+    """Everybody under random moves of a given share of the weights' norm (Shi et al., NeurIPS 2021).
+
+        1/M sum_j L(w + e_j),   e_j = rho ||w|| n_j / ||n_j||,   n_j ~ N(0, 1)
+
+    with w the displaced parameters. The distribution is our reading: the CC-SAM paper compares with the method, and
+    its settings are in an appendix that we could not read. Nobody looks from w. Cost: M (F + B).
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.01  # ||e|| as a share of ||w||
     draws: int = 1  # M: moves whose losses are averaged, a pass each

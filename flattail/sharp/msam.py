@@ -1,11 +1,4 @@
-"""Momentum-SAM: look from where the momentum leads, in one pass (Becker et al., 2024, arXiv 2401.12033).
-
-    e = -rho v / ||v||,   v <- mu v + grad L(w + e)
-
-The paper's Algorithm 1 perturbs against the momentum vector v, which is the way that a step of SGD takes. v here is the
-method's own average of gradients, so any optimiser may follow; in the release it is that of SGD, weight decay included.
-Cost: F + B, as a plain step, and one copy of the weights for v.
-"""
+"""Momentum-SAM: look from where the momentum leads, in one pass (Becker et al., 2024, arXiv 2401.12033)."""
 
 from __future__ import annotations
 
@@ -23,7 +16,16 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class MSAM:
-    """Everybody from a step along the momentum, without a look from w (Becker et al., arXiv 2401.12033)."""
+    """Everybody from a step along the momentum, without a look from w (Becker et al., arXiv 2401.12033).
+
+        e = -rho v / ||v||,   v <- mu v + grad L(w + e)
+
+    The paper's Algorithm 1 perturbs against the momentum vector v, which is the way that a step of SGD takes. v here
+    is the method's own average of gradients, so any optimiser may follow; in the release it is that of SGD, weight
+    decay included. Cost: F + B, as a plain step, and one copy of the weights for v.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.3  # length of the step; 0.3 in the released code
     momentum: float = 0.9  # mu: share of v that stays

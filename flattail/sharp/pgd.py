@@ -1,14 +1,4 @@
-"""PGD: perturbed gradient descent, a random kick where the slope is small (Jin et al., ICML 2017, arXiv 1703.00887).
-
-    if ||g|| <= threshold, and `pause` steps since the last kick:   grad L(w + xi),   xi uniform in a ball of radius r
-    else:                                                           grad L(w)
-
-Algorithm 1 moves w by xi for good and goes on from there; here the gradient is taken at w + xi and the optimiser steps
-from w, since a method makes the gradient and leaves the weights alone. A finite threshold compares the slope of all
-trained parameters; under `only`, or in processes that climb apart, the kick goes by its own slope, the pause by that of
-all. Cost: 2F + 2B, also in steps without a kick, for what a device knows is not waited for; F + B where the
-threshold is infinite.
-"""
+"""PGD: a random kick where the slope is small (Jin et al., ICML 2017, arXiv 1703.00887)."""
 
 from __future__ import annotations
 
@@ -28,7 +18,19 @@ from .terms import Context, Gradients, Memory, Term
 
 @dataclass(frozen=True)
 class PGD:
-    """Everybody from a random kick where the slope is small; by default in every step (Jin et al., ICML 2017)."""
+    """Everybody from a random kick where the slope is small; by default in every step (Jin et al., ICML 2017).
+
+        if ||g|| <= threshold, and `pause` steps since the last kick:   grad L(w + xi),   ||xi|| <= r uniformly drawn
+        else:                                                           grad L(w)
+
+    Algorithm 1 moves w by xi for good and goes on from there; here the gradient is taken at w + xi and the optimiser
+    steps from w, since a method makes the gradient and leaves the weights alone. A finite threshold compares the
+    slope of all trained parameters; under `only`, or in processes that climb apart, the kick goes by its own slope,
+    the pause by that of all. Cost: 2F + 2B, also in steps without a kick, for what a device knows is not waited for;
+    F + B where the threshold is infinite.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball that the kick is drawn from
     threshold: float = math.inf  # of the slope's norm, above which there is no kick

@@ -10,7 +10,10 @@ SLACK = 1e-9  # a share like 0.55 of 200 epochs is 110.00000000000001 epochs: bo
 
 @dataclass(frozen=True)
 class Steps:
-    """A radius that is constant between borders: Saddle's schedule (Rangwani et al., NeurIPS 2022)."""
+    """A radius that is constant between borders: Saddle's schedule (Rangwani et al., NeurIPS 2022).
+
+    Raises ValueError for borders that do not rise within (0, 1), or values that do not fit them.
+    """
 
     values: tuple[float, ...]  # one radius more than there are borders
     at: tuple[float, ...]  # borders, as shares of training; a border belongs to what follows it
@@ -29,7 +32,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Linear:
-    """A radius that grows (or shrinks) in a line; Saddle's: from .05 in the first epoch to .8 in the last."""
+    """A radius that grows (or shrinks) in a line; Saddle's: from .05 in the first epoch to .8 in the last.
+
+    Raises ValueError for a negative radius.
+    """
 
     start: float  # radius at the beginning
     stop: float  # radius at `until`

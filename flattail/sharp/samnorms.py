@@ -1,9 +1,4 @@
-"""SAM-ON: SAM that displaces the normalisation layers alone (Mueller et al., NeurIPS 2023, arXiv 2306.04226).
-
-    max_{||e|| <= rho} L(w + e),   e of the scales and shifts of normalisation layers
-
-Which layers those are is found by their types, whatever they are called in a model. Cost: 2F + 2B.
-"""
+"""SAM-ON: SAM that displaces the normalisation layers alone (Mueller et al., NeurIPS 2023, arXiv 2306.04226)."""
 
 from __future__ import annotations
 
@@ -22,7 +17,14 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class SAMNorms:
-    """Everybody from one climb of the normalisation layers' parameters (Mueller et al., NeurIPS 2023)."""
+    """Everybody from one climb of the normalisation layers' parameters (Mueller et al., NeurIPS 2023).
+
+        max_{||e|| <= rho} L(w + e),   e of the scales and shifts of normalisation layers
+
+    Which layers those are is found by their types, whatever they are called in a model. Cost: 2F + 2B.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball
     where: ClassVar[Literal["weights", "head"]] = "weights"
@@ -31,7 +33,10 @@ class SAMNorms:
         check_radius(self.rho)
 
     def pattern(self, model: nn.Module) -> str:
-        """The names of the normalisation layers' own parameters."""
+        """The names of the normalisation layers' own parameters.
+
+        Raises ValueError for a model without any.
+        """
         names = [
             f"{place}.{name}" if place else name
             for place, module in model.named_modules()

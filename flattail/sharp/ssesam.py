@@ -1,7 +1,4 @@
-"""SSE-SAM: Stage-wise Saddle Escaping SAM (Lyu et al., AAAI 2025, arXiv 2412.13715).
-
-max_{||e|| <= rho_head} L_head(w + e)  +  max_{||e|| <= rho_tail} L_tail(w + e),   rho_head = 0 from `switch` on
-"""
+"""SSE-SAM: Stage-wise Saddle Escaping SAM (Lyu et al., AAAI 2025, arXiv 2412.13715)."""
 
 from __future__ import annotations
 
@@ -17,7 +14,12 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class SSESAM:
-    """Head and tail each made flat; after `switch`, the tail alone (Lyu et al., AAAI 2025)."""
+    """Head and tail each made flat; after `switch`, the tail alone (Lyu et al., AAAI 2025).
+
+        max_{||e|| <= rho_head} L_head(w + e)  +  max_{||e|| <= rho_tail} L_tail(w + e),   rho_head = 0 from `switch` on
+
+    Raises ValueError for a field out of its range.
+    """
 
     head_rho: Radius = 0.05  # radius of the head's ball, until the switch
     tail_rho: Radius = 0.10  # radius of the tail's ball

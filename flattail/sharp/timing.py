@@ -73,7 +73,10 @@ def refuse_no_method(method: Any) -> None:
 
 @dataclass(frozen=True)
 class Window(Timed):
-    """A method from one share of training to another, plain steps outside."""
+    """A method from one share of training to another, plain steps outside (Zhou et al., ICLR 2025): late SAM.
+
+    The terms of `method` while start <= progress < stop, else (all ; w). Raises ValueError for no such window.
+    """
 
     method: Method  # what is done inside
     start: float = 0.0  # share of training at which it begins
@@ -96,6 +99,8 @@ class Every(Timed):
     """A method in every k-th step, plain steps between.
 
     One that counts steps itself, as LookSAM, sees the same count: k of both together.
+
+    Raises ValueError for a k below one, and for what is no method.
     """
 
     method: Method  # what is done in those steps

@@ -1,9 +1,4 @@
-"""WSAM: weighted sharpness as a regulariser (Yue et al., KDD 2023, arXiv 2305.15817), its coupled form.
-
-    L(w) + gamma / (1 - gamma) [max_{||e|| <= rho} L(w + e) - L(w)]
-
-Cost: 2F + 3B.
-"""
+"""WSAM: weighted sharpness as a regulariser (Yue et al., KDD 2023, arXiv 2305.15817), its coupled form."""
 
 from __future__ import annotations
 
@@ -17,7 +12,14 @@ from .terms import Context, Term
 
 @dataclass(frozen=True)
 class WSAM:
-    """The loss plus a multiple of its sharpness, one that may exceed SAM's (Yue et al., KDD 2023)."""
+    """The loss plus a multiple of its sharpness, one that may exceed SAM's (Yue et al., KDD 2023).
+
+        L(w) + gamma / (1 - gamma) [max_{||e|| <= rho} L(w + e) - L(w)]
+
+    Cost: 2F + 3B.
+
+    Raises ValueError for a field out of its range.
+    """
 
     rho: Radius = 0.05  # radius of the ball
     gamma: float = 0.9  # weight of the sharpness, gamma / (1 - gamma) of it; 1/2 is SAM, 0 the plain step
