@@ -26,7 +26,9 @@ from .subject import DType, Loss, Subject, cross_entropy
 class Sharpness:
     """Rise of each class's loss where a method looks from: its own climb, the climb of all, random directions.
 
-    gap_T = sum_k sum_{i in T} a_ki m_i (loss_i(w + e_k) − loss_i(w)) / sum_{i in T} m_i
+        gap_T = sum_k sum_{i in T} a_ki m_i (loss_i(w + e_k) − loss_i(w)) / sum_{i in T} m_i
+
+    over the terms k of the method; random directions, of the length of the class's own climb, say the average case.
     """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
