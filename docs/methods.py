@@ -1,4 +1,4 @@
-"""Writes what is known from the code into `docs/methods/*.md`: passes, fields, what was measured, BibTeX.
+"""Writes what is known from the code into the pages of methods: passes, fields, what was measured, BibTeX.
 
 python docs/methods.py   writes the blocks between the markers anew; the prose around them is by hand
 """
@@ -43,9 +43,14 @@ ALIKE = (  # of a stage
 
 
 def page(name: str) -> str:
-    """A method's page with its generated blocks as they should be."""
+    """A page with its generated blocks as they should be."""
     blocks = {"cost": cost, "fields": table_of_fields, "measured": measured, "bibtex": bibtex}
-    return BLOCK.sub(lambda m: f"{m[1]}\n{blocks[m[2]](name)}\n\n{m[3]}", (PAGES / f"{name}.md").read_text())
+    return BLOCK.sub(lambda m: f"{m[1]}\n{blocks[m[2]](name)}\n\n{m[3]}", path(name).read_text())
+
+
+def path(name: str) -> Path:
+    """Where a page lies: that of a method, or one on several papers."""
+    return (PAGES if name in METHODS else HERE) / f"{name}.md"
 
 
 # ---- passes ------------------------------------------------------------------------------------------------
@@ -167,5 +172,5 @@ def bibtex(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for method in METHODS:
-        (PAGES / f"{method}.md").write_text(page(method))
+    for each in SOURCES:
+        path(each).write_text(page(each))

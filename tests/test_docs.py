@@ -19,6 +19,7 @@ from flattail.averages import AVERAGES
 from flattail.catalogue import fields
 from flattail.constraints import CONSTRAINTS
 from flattail.data import DATASETS, SAMPLERS
+from flattail.data.profile import SHOTS
 from flattail.losses import LOSSES
 from flattail.models import MODELS
 from flattail.sharp import METHODS, RADII, SharpnessAware
@@ -94,7 +95,7 @@ def test_the_generated_parts_are_what_the_code_says(name, methods):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_default_has_a_source(name, methods):
     assert set(methods.SOURCES[name]["fields"]) == {f.name for f in fields(METHODS[name])}
-    assert set(methods.SOURCES) == set(METHODS)
+    assert set(methods.SOURCES) == {*METHODS, *SEVERAL}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -104,6 +105,30 @@ def test_the_cost_on_a_page_is_counted_by_the_engine(name, methods):
     for f, b in set(counted):
         assert f"{f}F + {b}B" in said
     assert len(re.findall(r"\dF \+ \dB", said.partition(";")[0])) == len(set(counted))
+
+
+def test_the_protocols_name_recipes_subsets_and_rules_that_are_there():
+    text = (DOCS / "protocols.md").read_text()
+    for row in re.findall(r"^\|.*\| (`[a-z0-9`, -]+`) \|$", text.partition("## Which recipe")[2], re.MULTILINE):
+        for name in re.findall(r"`([^`]+)`", row):
+            assert (ROOT / "recipes" / "cifar10-lt-100" / f"{name}.yaml").exists(), name
+    images = text.partition("## Which classes")[0]
+    assert {"cao", "cc", "first"} == set(re.findall(r"^\| `(\w+)`", images, re.MULTILINE)) - {"subset"}
+    rules = text.partition("## Which classes")[2].partition("## How")[0]
+    assert set(SHOTS) == set(re.findall(r"^\| `(\w+)` \|", rules, re.MULTILINE)) - {"shots"}
+
+
+SEVERAL = ("losses", "stages")  # pages on more than one paper
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_page_on_several_papers_cites_them_all(name, methods):
+    text = (DOCS / f"{name}.md").read_text()
+    assert text == methods.page(name), "run `python docs/methods.py`"
+    entries = (DOCS / "methods" / "references.bib").read_text()
+    for key in methods.SOURCES[name]["cites"]:
+        author = re.search(rf"{key},.*?author\s*= {{(\w+)", entries, re.S)[1]
+        assert author in text.partition("## BibTeX")[0], f"{author} is cited and not spoken of"
 
 
 def test_every_reference_is_cited_and_has_what_a_citation_needs(methods):
