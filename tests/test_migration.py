@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sharp.test_features as features
 import sharp.test_oracles as oracles
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,26 @@ def test_ccsam(kappa, phi, lam):
         literal(oracles.ccsam_released(kappa, phi, lam), partial(closures, lam=lam), SHARES),
         lambda: mlp(seed=2),
     )
+
+
+def test_ccsam_s_second_stage():
+    """Epoch by epoch, the ramp an epoch ahead as there; the backbone stays."""
+    page, model = shown("ccsam"), mlp(seed=2)
+    before = [p.clone() for p in model.backbone.parameters()]
+
+    def second(model, optimizer):
+        page["second"](model, torch.optim.SGD(model.head.parameters(), lr=0.2), [[b] for b in BATCHES], COUNTS, 0.7)
+
+    def by_hand(model, optimizer):
+        model.backbone.requires_grad_(False)
+        optimizer = torch.optim.SGD(model.head.parameters(), lr=0.2)
+        for epoch, (x, y) in enumerate(BATCHES):
+            optimizer.zero_grad()
+            features.released(model, x, y, (epoch + 1) / STEPS).backward()
+            optimizer.step()
+
+    agree(second, by_hand, lambda: mlp(seed=2))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.backbone.parameters(), strict=True))
 
 
 def test_the_report_of_the_released_radius_calls_it_vacuous(capsys):
