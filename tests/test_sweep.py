@@ -6,6 +6,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -786,3 +788,17 @@ def test_killed_with_all_its_processes_the_same_command_goes_on(tmp_path, monkey
     assert len(whole()) == 4 and whole().items() >= kept.items(), "what was done was done again"
     assert "chosen" in said and not any(lock.exists() for lock in dead)
     assert sorted(p.name for p in trials.iterdir()) == [f"trial-{i}" for i in range(4)]
+
+
+def test_the_same_command_in_two_shells_shares_the_trials(tmp_path):
+    """Real processes: a shell with two workers of its own, and another shell beside it."""
+    more = ["--over", "stages.*.epochs=1,2", "--final-seeds", "none"]
+    command = [sys.executable, "-m", "flattail", *map(str, words(tmp_path, *more))]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    shells = [subprocess.Popen([*command, *jobs], **quiet) for jobs in (["--jobs", "2"], [])]
+    ended = [shell.communicate(timeout=300)[0] for shell in shells]
+    assert [shell.returncode for shell in shells] == [0, 0], ended
+    trials = tmp_path / "out/set/tiny-sweep/trials"
+    assert sorted(p.name for p in trials.iterdir()) == [f"trial-{i}" for i in range(4)]
+    assert len(list(trials.glob("*/*/validation.json"))) == 4 and not list(trials.rglob(".lock.*"))
+    assert all("chosen" in said for said in ended)
