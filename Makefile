@@ -1,9 +1,9 @@
-# Few words: demo · test · check (= lint types test) · format · recipes · bench · docs
+# Few words: demo · test · check (= lint types test) · format · recipes · bench · docs · screenshots
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test check lint types format recipes bench docs lowest
+.PHONY: demo test check lint types format recipes bench docs screenshots lowest
 
 demo: .venv/base
 	$(BIN)/flattail train recipes/digits-lt --seeds 0-2 --jobs $(JOBS) --device cpu --out runs --resume
@@ -34,6 +34,9 @@ bench: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
+
+screenshots: .venv/ready
+	$(BIN)/python docs/figures/screenshots.py
 
 lowest:  # the tests with the oldest versions that pyproject.toml allows: those that have wheels for Python 3.11
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make PYTHON=python3.11 lowest"; exit 1; }

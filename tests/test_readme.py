@@ -5,9 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.main import get_command
 
+from flattail import SSESAM, SharpnessAware
 from flattail.cli import app
 from flattail.recipe import found, from_tree
 
@@ -28,6 +30,20 @@ def blocks(language: str) -> list:
 def test_python_runs(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(source, "block", "exec"), {"__name__": "block"})
+
+
+def test_the_two_lines_of_the_readme_run_before_and_after():
+    """Its diff, as it is before and as it becomes, around a loop of four steps."""
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    for sign in "-+":
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 3)
+        given = {"model": model, "F": torch.nn.functional, "SharpnessAware": SharpnessAware, "SSESAM": SSESAM}
+        given |= {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "counts": [500, 120, 12], "steps": 4}
+        given |= {"loader": [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(4)], "step": 1}
+        before = model.weight.clone()
+        exec("\n".join(line[2:] for line in diff.splitlines() if line[0] in f" {sign}"), given)
+        assert bool((model.weight != before).all()) and ("flat" in given) == (sign == "+")
 
 
 @pytest.mark.parametrize("source", blocks("yaml"))
