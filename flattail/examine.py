@@ -119,7 +119,10 @@ def options_of(name: str, sets: Sequence[str]) -> tuple[Any, dict[str, Any]]:
             raise RecipeError(f"--set {assignment}: write option=value, e.g. samples=50")
         if key not in fields | more:
             raise RecipeError(f"--set {assignment}: {name} has no `{key}`; {guess(key, fields | more)}")
-        given[key] = str(value) if key in ("classes", "other") else yaml.safe_load(value)
+        try:
+            given[key] = str(value) if key in ("classes", "other") else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {assignment}: no value that YAML can read: quote it") from error
     extras = {k: given.pop(k) for k in list(given) if k in more}
     return built(cls, given, name), extras
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from accelerate import Accelerator
@@ -82,6 +83,8 @@ def run(
     data = load(recipe, root, seed)
     model, begun_at = begin(recipe, data, seed)
     refuse_impossible(recipe, data, model)
+    for said in cancelled(recipe.stages, data):
+        warn(said, stacklevel=2)
     if recipe.sync_batchnorm:
         model = synchronised(model, accelerator)
     if accelerator.is_main_process:
@@ -157,7 +160,8 @@ def finish(
     ended, rows = time.monotonic(), runs.read_log(folder)
     outcome, logits, y = judged(
         model, recipe, data, accelerator.device,
-        epoch=epoch if epoch >= 0 else None, said=warnings(recipe, rows), workers=workers,
+        epoch=epoch if epoch >= 0 else None, workers=workers,
+        said=[*cancelled(recipe.stages, data), *warnings(recipe, rows)],
     )  # fmt: skip
     if state.unread:
         outcome["warnings"].append(told(state.unread, "and others of their class stood in for them in training"))
@@ -277,7 +281,6 @@ def warnings(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
     said = []
     for i, stage in enumerate(recipe.stages):
         mine = [row for row in rows if row["stage"] == i]
-        said += [f"stage {i}: {text}"] if (text := cancelled(stage)) and mine else []
         method = type(stage.method).__name__
         moved = [t for row in mine for t in row["terms"].values() if t["active"] > 0]
         if method != "ERM" and mine and not moved:

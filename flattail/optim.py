@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,12 @@ class SGD:
 
     def __post_init__(self) -> None:
         positive_rate(self.lr)
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"momentum is in [0, 1) and weight_decay not negative, and not {self.momentum} and {self.weight_decay}"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum: write `momentum: 0.9`, or leave it out")
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """torch.optim.SGD."""
@@ -63,6 +70,10 @@ class AdamW:
 
     def __post_init__(self) -> None:
         positive_rate(self.lr)
+        if not self.weight_decay >= 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"weight_decay is not negative and betas are in [0, 1), and not {self.weight_decay} and {self.betas}"
+            )
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """torch.optim.AdamW."""
@@ -90,6 +101,8 @@ class Multistep:
     def __post_init__(self) -> None:
         if len(self.at) != len(self.factors):
             raise ValueError(f"{len(self.at)} drops need as many factors, not {len(self.factors)}")
+        rising_shares(at=self.at)
+        rising_shares(warmup=[self.warmup])
 
     def __call__(self, epoch: float, epochs: int) -> float:
         """The factor in this epoch."""
@@ -107,6 +120,9 @@ class Cosine:
     ahead: int = 0  # epochs that the curve runs ahead: 1 where a release steps its scheduler first, so it ends at 0
     warmup: float = 0.0  # share of training for a warm-up in a line
 
+    def __post_init__(self) -> None:
+        rising_shares(warmup=[self.warmup])
+
     def __call__(self, epoch: float, epochs: int) -> float:
         """The factor in this epoch."""
         warm = self.warmup * epochs
@@ -119,7 +135,17 @@ OPTIMS: dict[str, type] = {"sgd": SGD, "adamw": AdamW}
 SCHEDULES: dict[str, type] = {"constant": Constant, "multistep": Multistep, "cosine": Cosine}
 
 
+def rising_shares(**given: Sequence[float]) -> None:
+    """Raise ValueError for what are no shares of training, one after the other."""
+    for name, shares in given.items():
+        if not all(0 <= share <= 1 for share in shares):
+            said = ", ".join(f"{share:g}" for share in shares)
+            raise ValueError(f"{name}: shares of training in [0, 1] (epoch 160 of 200 is 0.8), and not {said}")
+        if any(a > b for a, b in pairwise(shares)):
+            raise ValueError(f"{name}: none before the one before it, and not {', '.join(map(str, shares))}")
+
+
 def positive_rate(lr: float) -> None:
     """Raise ValueError for a learning rate that is not positive."""
-    if not lr > 0:
+    if not 0 < lr < math.inf:
         raise ValueError(f"lr: a learning rate is positive, and this is {lr}")

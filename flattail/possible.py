@@ -27,7 +27,10 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
             refuse_bare(stage.start, head_of(model, stage.start))
             shaped(model, [stage.start], data.classes)
             trained = freeze(model, stage)
-            grouped(model, stage)
+            if groups := grouped(model, stage):
+                stage.optim.build(groups)
+            if i == 0:
+                refuse_unfit(model, data)
             if i == 0 and not (stage.init or getattr(recipe.model, "weights", None)):
                 refuse_random_backbone(model, trained if stage.epochs else [])
             if stage.constraint is not None:
@@ -43,6 +46,23 @@ def refuse_impossible(recipe: Recipe, data: LongTail, model: nn.Module) -> None:
                 stage.constraint.end(model)
         except ValueError as error:
             raise ValueError(f"recipe.stages[{i}]: {error}") from error
+
+
+def refuse_unfit(model: nn.Module, data: LongTail) -> None:
+    """Raise ValueError where the network cannot take images of this shape."""
+    shape, modes = Preparation.of(data.test).shape, {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, *shape))
+    except Exception as error:  # networks refuse by assertions, shapes, indices
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"this network cannot take images of {list(shape)} ({type(error).__name__}: {said}): choose another `size` "
+            "of the data, or another network"
+        ) from error
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def refuse_single(model: nn.Module, stage: Stage, data: LongTail) -> None:

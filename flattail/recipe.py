@@ -9,6 +9,7 @@ import importlib
 import types
 import typing
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -364,6 +365,10 @@ def to_tree(value: Any, *, defaults: bool = True) -> Any:
     """The tree of plain values that spells a value; with or without fields that have their defaults."""
     if isinstance(value, (list, tuple)):
         return [to_tree(v, defaults=defaults) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
     if not dataclasses.is_dataclass(value):
         return value
     cls = type(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,7 +20,8 @@ from .data.samplers import Sampler, Uniform
 from .losses import CE, Loss
 from .losses.contract import masses_of
 from .optim import SGD, SLACK, Constant, Cosine, Multistep, Optim, Schedule
-from .sharp import CCSAM, ERM, Method, SharpnessAware
+from .sharp import ERM, Method, SharpnessAware
+from .sharp.shares import cancels
 from .starts import Keep, Start
 
 
@@ -178,22 +178,19 @@ def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, epoch: float, epoch
     return rate
 
 
-def cancelled(stage: Stage) -> str | None:
-    """What to say where a mean over each class makes the class weights of the loss cancel."""
-    if not isinstance(stage.method, CCSAM) or stage.method.average == "samples":
-        return None
-    if masses_of(stage.loss, torch.ones(2)) is None:
-        return None
-    return (
-        "CC-SAM's mean over each class cancels the class weights of the loss: write `average: samples` beside "
-        "`name: ccsam` for weights that count"
-    )
+def cancelled(stages: Sequence[Stage], data: LongTail) -> list[str]:
+    """What to say where a mean over each class makes the class weights of the loss cancel, stage by stage."""
+    few = data.group().get("few", data.counts < 20)
+    return [
+        f"stage {i}: the method's mean over each class cancels the class weights of the loss: take the mean over "
+        "samples (`average: samples`) for weights that count"
+        for i, stage in enumerate(stages)
+        if stage.epochs and cancels(stage.method, data.counts, few) and masses_of(stage.loss, data.counts) is not None
+    ]
 
 
 def sharpness_aware(net: nn.Module, stage: Stage, data: LongTail) -> SharpnessAware:
     """What stands where `loss.backward()` stood in this stage."""
-    if said := cancelled(stage):
-        warnings.warn(said, stacklevel=2)
     return SharpnessAware(
         net, stage.method, data.counts, few=data.group().get("few"), only=stage.only,
         buffers=stage.buffers, dropout=stage.dropout, climb_together=stage.climb == "together",

@@ -7,6 +7,7 @@ and processes change nothing of them; partners of a mixture, dropout and noise a
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -82,6 +83,10 @@ def fit(
         Interrupted: after SIGTERM or SIGINT, with a checkpoint written.
     """
     refuse_misfits(stages)
+    if isinstance(stages, Stage):
+        raise ValueError("stages: a list of them, [Stage(...)]")
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    identity = identity or re.sub(r" at 0x\w+", "", f"{tuple(stages)!r}, seed {seed}")
     if stages[0].init is not None:
         raise ValueError("stages[0].init: `fit` trains the model that it is given; `flattail.run` reads `init`")
     accelerator = accelerator or Accelerator()

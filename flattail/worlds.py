@@ -212,17 +212,18 @@ def softmax_of(recipe: Recipe, counts: Tensor, found: Mapping[str, Mapping[str, 
     drawn = data if shares is None else shares(counts, 1.0)
     shots = getattr(recipe.data, "shots", None)
     few = counts < 20 if shots is None else shots.group(counts).get("few", counts < 20)
-    masses, first = masses_of(stage.loss, counts), drawn
+    first = drawn
+    masses = masses_of(stage.loss, counts)
     drawn = class_shares(stage.method, first, stage.batch, counts=counts, few=few, masses=masses)
-    if stage.mix is not None:
-        plain = getattr(stage.loss, "weights", None) is None and getattr(stage.method, "labels", "mixed") == "mixed"
-        blind = isinstance(stage.mix, Mixup) or (isinstance(stage.mix, CutMix) and torch.allclose(drawn, first))
-        if plain and blind:
-            drawn = (drawn + first) / 2  # a second label is anybody's, and has half of the answer on average
+    if stage.mix is not None and not (stage.method.where == "weights" and isinstance(stage.mix, (Mixup, CutMix))):
+        # an image of two is one sample, by its first label; the second is anybody's, with half of the answer
+        if isinstance(stage.mix, Mixup) and masses is None and getattr(stage.method, "labels", "mixed") == "mixed":
+            drawn = (drawn + first) / 2
         else:
             said.append(f"{type(stage.mix).__name__} gives images second labels: the prior is taken without them")
     softmax = Softmax(
-        getattr(stage.loss, "scale", 1.0), drawn.log() if log_prior is None else log_prior(counts, drawn=drawn)
+        getattr(stage.loss, "scale", 1.0),
+        (drawn if masses is None else drawn * masses).log() if log_prior is None else log_prior(counts, drawn=drawn),
     )
     for i, later in enumerate(recipe.stages[last + 1 :], last + 1):
         after = getattr(later.start, "after", lambda before, *_: before._replace(log_prior=None))

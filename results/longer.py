@@ -121,8 +121,8 @@ def end_of_first(run: Run) -> dict[str, float] | None:
     """The watched scores at the end of a first stage that a stage of the head alone follows in the same run."""
     if [stage["train"] for stage in run.recipe["stages"]] != ["all", "head"]:
         return None
-    last = [row for row in run.rows if row["stage"] == 0][-1]
-    return last.get("test")
+    rows = [row for row in run.rows if row["stage"] == 0]
+    return rows[-1].get("test") if rows else None
 
 
 def wrapped(text: str) -> list[str]:

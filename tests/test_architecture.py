@@ -49,7 +49,7 @@ MAY: dict[str, set[str]] = {
     "possible": {"torch", "batches", "data", "recipe", "sharp", "stage", "starts"},
     "experiment": {
         "torch", "accelerate", "safetensors", "possible", "rebuilt", "recipe", "runs", "scores", "train", "sharp",
-        "data", "checkpoint", "devices", "flattail",
+        "data", "checkpoint", "devices", "flattail", "stage",
     },
     "rescored": {"torch", "answers", "devices", "experiment", "rebuilt", "runs", "scores", "stage"},
     "examine": {
@@ -58,8 +58,7 @@ MAY: dict[str, set[str]] = {
     },
     "worlds": {
         "torch", "yaml", "openset", "priors", "answers", "devices", "rebuilt", "recipe", "rescored", "runs", "sharp",
-        "starts",
-        "data",
+        "starts", "data", "losses",
     },
     "classifier": {"torch", "data", "rebuilt", "recipe", "runs", "worlds"},
     "predict": {"torch", "classifier", "data", "devices", "priors"},

@@ -132,12 +132,15 @@ schedules = st.one_of(
     st.builds(SCHEDULES["constant"]),
     st.builds(Cosine, st.integers(0, 1), unit),
     st.builds(
-        lambda pairs, w: Multistep(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), w),
+        lambda pairs, w: Multistep(tuple(sorted(p[0] for p in pairs)), tuple(p[1] for p in pairs), w),
         st.lists(st.tuples(unit, unit), max_size=3),
         unit,
     ),
 )
-optims = st.one_of(st.builds(SGD, unit, unit, unit, st.booleans()), st.builds(AdamW, unit, unit, st.tuples(unit, unit)))
+optims = st.one_of(
+    st.builds(SGD, unit, st.floats(0.1, 0.9), unit, st.booleans()),
+    st.builds(AdamW, unit, unit, st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))),
+)
 taus = st.one_of(st.none(), unit)
 starts = st.one_of(
     *[st.builds(STARTS[n]) for n in ("keep", "new-head", "scales", "disalign")],

@@ -28,7 +28,7 @@ from flattail.losses import LDAM, LOSSES
 from flattail.models import ResNet8, ResNet34Cifar
 from flattail.optim import Constant, Cosine
 from flattail.recipe import Expect, Recipe, from_tree, read, to_tree, write
-from flattail.sharp import ASAM, CCSAM, ERM, METHODS, SAM, SSESAM, FocalSAM, ImbSAM, Window
+from flattail.sharp import ASAM, CCSAM, ERM, METHODS, SAM, SSESAM, Every, FocalSAM, ImbSAM, Window
 from flattail.stage import Stage, cancelled, freeze
 from flattail.starts import STARTS
 from flattail.train import fit
@@ -121,11 +121,15 @@ def test_recipe_reads_back_from_what_it_writes(path):
 
 
 def test_no_recipe_has_class_weights_that_its_method_cancels():
-    assert all(cancelled(stage) is None for path in PATHS for stage in recipe(path).stages)
+    data = DigitsLT().load(Path())
+    assert not any(cancelled(recipe(path).stages, data) for path in PATHS)
     both = Stage(epochs=1, method=CCSAM(), loss=LDAM(weights="effective"))
-    assert "average: samples" in cancelled(both)
-    assert cancelled(replace(both, method=CCSAM(average="samples"))) is None
-    assert cancelled(replace(both, loss=LDAM())) is None
+    for method in (CCSAM(), CCSAM(mix=0.5), Window(CCSAM(), 0.2, 0.5), Every(CCSAM(), 3), CCSAM(scope="all")):
+        (said,) = cancelled([replace(both, method=method)], data)
+        assert said.startswith("stage 0: ") and "average: samples" in said
+    for method in (CCSAM(average="samples"), CCSAM(mix=0.0), SAM(), ImbSAM(eta=10, over="members")):
+        assert cancelled([replace(both, method=method)], data) == []
+    assert cancelled([replace(both, loss=LDAM())], data) == []
 
 
 def test_titles_are_unique_within_a_folder():

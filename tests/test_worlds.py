@@ -238,9 +238,15 @@ def test_the_prior_under_a_mixture():
     assert mixed == pytest.approx([(a + b) / 2 for a, b in zip(plain, pi, strict=True)]) and not said
     for mix in ("mixup", "cutmix"):
         assert prior_of({"mix": mix}) == (pytest.approx(pi), [])
-    for stage in ({"mix": "remix"}, {"mix": "cutmix", "method": method}, {"mix": "mixup", "loss": "focal"} | {
-        "loss": {"name": "ce", "weights": "inverse"}
-    }):  # fmt: skip
+    weighed = {"loss": {"name": "ce", "weights": "inverse"}}
+    groups = {"method": {"name": "imbsam", "eta": 15, "over": "members"}, "batch": 64}
+    for stage in (weighed, groups):  # in weight space each label is a sample of its own
+        assert prior_of(stage | {"mix": "mixup"}) == (pytest.approx(prior_of(stage)[0]), [])
+    hard = {"name": "ccsam", "labels": "hard"}
+    for stage in (
+        {"mix": "remix"}, {"mix": "cutmix", "method": method}, {"mix": "mixup", "method": method} | weighed,
+        {"mix": "mixup", "method": hard}, {"mix": "mixup", "method": {"name": "window", "method": hard}},
+    ):  # fmt: skip
         assert prior_of(stage)[1][-1].endswith("gives images second labels: the prior is taken without them")
 
 

@@ -54,7 +54,15 @@ def source_of(network: str, files: tuple[str, ...] = ()) -> str | None:
     if cached(network):
         return "timm"
     places = (Path(torch.hub.get_dir()) / "checkpoints" / name for name in files)
-    return next((str(path) for path in places if path.is_file()), None)
+    return next((str(path) for path in places if visible(path)), None)
+
+
+def visible(path: Path) -> bool:
+    """Whether there is such a file, as far as one may look."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def cached(network: str) -> bool:

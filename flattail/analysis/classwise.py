@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .hessian import Hessian
-from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
+from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, refuse_options, silent
 from .samples import Batches, Samples, members_of
 from .spectrum import Spectrum, spectrum, spread
 from .subject import DType, Loss, Subject, cross_entropy
@@ -27,6 +27,8 @@ class ClassHessian:
         H_c = d²L_c/dw²,   L_c(w) = sum_{i in c} m_i loss_i(w) / sum_{i in c} m_i
 
     Both ends by Lanczos; trace and density from probes. A saddle of class c: lambda_min(H_c) < 0 at a small gradient.
+
+    Raises ValueError for a field out of its range.
     """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
@@ -40,6 +42,12 @@ class ClassHessian:
     only: str | None = None  # a pattern on parameter names; others are held fixed
     dtype: DType = "float32"  # of the products; scalars are float64 in any case
     seed: int = 0  # of samples, probes and subsets
+
+    def __post_init__(self) -> None:
+        refuse_options(
+            self, least={"samples": 1, "steps": 1, "probes": 1, "draws": 0, "subsets": 0, "micro": 1, "tolerance": 0},
+            patterns=["only"],
+        )  # fmt: skip
 
     def __call__(
         self,

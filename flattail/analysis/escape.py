@@ -15,7 +15,7 @@ from flattail.sharp import ERM, SAM, SSESAM, ImbSAM, Method, SharpnessAware
 from flattail.sharp.noise import nth_seed
 
 from .classwise import ClassHessian, of
-from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
+from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, refuse_options, silent
 from .samples import Batches, Samples, members_of
 from .slopes import climbs, seen_by
 from .spectrum import spectrum
@@ -31,6 +31,8 @@ class Escape:
     so that the second moment along v is multiplied by (1 + rho_eff lambda)²: for lambda < 0, more than 1 only where
     lambda < −2/rho_eff. (For a climb without normalisation, e = rho g, rho takes the place of rho_eff.) After Rangwani
     et al., NeurIPS 2022.
+
+    Raises ValueError for a field out of its range.
     """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
@@ -46,6 +48,10 @@ class Escape:
     micro: int = 64  # samples differentiated at once
     dtype: DType = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"samples": 1, "batch": 1, "batches": 2, "steps": 1, "tolerance": 0, "micro": 1}
+        refuse_options(self, least=least)
 
     def methods(self) -> dict[str, Method]:
         """What is compared, by name."""
@@ -125,8 +131,8 @@ class Escape:
             rows = torch.multinomial(share, self.batch, True, generator=generator)
             some = replace(held, x=held.x[rows], y=held.y[rows], rows=held.rows[rows])
             masses = seen_by(subject, some, self.micro).masses
+            given = context | {"seed": nth_seed(self.seed, b, self.batches)}
             for m, method in enumerate(methods.values()):
-                given = context | {"seed": nth_seed(self.seed, b, self.batches)}
                 g = gradient_of(subject, some, method, given)
                 seen[b, m], lengths[b, m] = (g @ V).double().cpu(), float(g.norm())
                 foreseen[b, m] = first_order(subject, some, method, given, masses, V, curved, self.micro)
@@ -150,7 +156,7 @@ def gradient_of(subject: Subject, some: Samples, method: Method, context: dict[s
         return subject.losses(some.x[rows], some.y[rows])
 
     subject.model.zero_grad()
-    engine.backward(losses, some.y.cpu(), context["progress"], step=context["step"], seed=context["seed"])
+    engine.backward(losses, some.y.cpu(), context["progress"], step=context["step"], seed=context.get("seed"))
     g = flat([torch.zeros_like(w) if w.grad is None else w.grad for w in subject.weights])
     subject.model.zero_grad()
     return g

@@ -14,7 +14,7 @@ from flattail.sharp import displaced
 from flattail.sharp.perturb import filter_norms, filters_of, norm, recorded
 
 from .classwise import of
-from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
+from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, refuse_options, silent
 from .samples import Batches, Samples, members_of
 from .slopes import Seen, seen_by
 from .subject import DType, Loss, Subject, cross_entropy, head_of, plain_copy
@@ -100,12 +100,13 @@ def on_plane(
         share = float(sum((a * b).sum() for a, b in zip(u, v, strict=False)) / along**2) if float(along) else 0.0
         v = [b - share * a for a, b in zip(u, v, strict=False)] + [torch.zeros_like(t) for t in u[len(v) :]]
     shares = {name: samples.weights(m) for name, m in members.items()}
+    statistics = {id(buffer) for buffer in subject.model.buffers()}
 
     def row(name: str) -> Arrays:
         y = float(ys[int(name.rpartition(" ")[2])])
         found = []
         for i, x in enumerate(xs):
-            within = [x] * len(subject.names) + [min(max(x, 0.0), 1.0)] * (len(moved) - len(subject.names))
+            within = [min(max(x, 0.0), 1.0) if id(t) in statistics else x for t in moved]
             with displaced(moved, [float(s) * a + y * b for s, a, b in zip(within, u, v, strict=True)]):
                 seen = seen_by(subject, samples, micro)
             found.append([seen.mean(a) for a in shares.values()])
@@ -147,6 +148,8 @@ class Landscape:
         L_c(w + t ||w|| n/||n||),   n normal;      L_c(w + x u + y v),   u, v with the norms of w's filters
 
     The lines are those of CC-SAM's figure 1 (Zhou et al., CVPR 2023), the plane as in Li et al., NeurIPS 2018.
+
+    Raises ValueError for a field out of its range.
     """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
@@ -161,6 +164,10 @@ class Landscape:
     micro: int = 256  # samples at once
     dtype: DType = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"samples": 1, "points": 2, "directions": 1, "side": 2, "micro": 1}
+        refuse_options(self, least=least, positive=["near", "far", "extent"], patterns=["scope"])
 
     def __call__(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,23 @@ def silent(name: str, step: int, steps: int) -> None:
 
 def kept_nowhere(name: str, arrays: Arrays) -> None:
     """Nothing written."""
+
+
+def refuse_options(
+    options: Any, *, least: Mapping[str, int], positive: Sequence[str] = (), patterns: Sequence[str] = ()
+) -> None:
+    """Raise ValueError for options that are too small, not positive (or not finite), or no regular expression."""
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise ValueError(f"{name}: at least {value}, and not {getattr(options, name)}")
+    for name in positive:
+        if not 0 < getattr(options, name) < float("inf"):
+            raise ValueError(f"{name}: a positive number, and not {getattr(options, name)}")
+    for name in patterns:
+        try:
+            re.compile(getattr(options, name) or "")
+        except re.error as error:
+            raise ValueError(f"{name}: {getattr(options, name)!r} is no regular expression: {error}") from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from flattail.sharp import displaced
 from flattail.sharp.perturb import norm
 
 from .classwise import of
-from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
+from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, refuse_options, silent
 from .samples import Batches, Samples, members_of
 from .slopes import seen_by, slope
 from .subject import DType, Loss, Subject, cross_entropy, head_of
@@ -43,6 +43,8 @@ class ClassRadius:
                                                 ~ L_c + (2 ||w|| ||g_c||)^(1/2) k^(1/4) (n_c − 1)^(-1/4)
 
     of Zhou et al., CVPR 2023, with g_c the slope of the class's mean loss and k scalars in w.
+
+    Raises ValueError for a field out of its range.
     """
 
     classes: str = ""  # class numbers (3 or #3) or names with commas between; empty: every class with samples
@@ -52,6 +54,11 @@ class ClassRadius:
     micro: int = 128  # samples differentiated at once
     dtype: DType = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_options(self, least={"samples": 1, "micro": 1}, positive=["delta"], patterns=["head"])
+        if self.delta >= 1:
+            raise ValueError(f"delta: a probability below 1, and not {self.delta}")
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from flattail.sharp import SAM, Method, displaced
 from flattail.sharp.perturb import norm
 
 from .classwise import of
-from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, silent
+from .parts import Arrays, OnPart, Progress, joined, kept_nowhere, part_by_part, refuse_options, silent
 from .samples import Batches, Samples, members_of
 from .slopes import Climbed, Seen, climbs, seen_by
 from .spectrum import spread
@@ -29,6 +29,8 @@ class Sharpness:
         gap_T = sum_k sum_{i in T} a_ki m_i (loss_i(w + e_k) − loss_i(w)) / sum_{i in T} m_i
 
     over the terms k of the method; random directions, of the length of the class's own climb, say the average case.
+
+    Raises ValueError for a field out of its range.
     """
 
     classes: str = ""  # numbers (3 or #3), names and groups (few or @few) of classes with commas between; empty: all
@@ -38,6 +40,9 @@ class Sharpness:
     micro: int = 256  # samples at once
     dtype: DType = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_options(self, least={"samples": 1, "directions": 1, "micro": 1, "at": 0})
 
     def __call__(
         self,

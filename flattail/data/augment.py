@@ -24,6 +24,10 @@ class Crop:
 
     pad: int = 4  # zeros on every side, in pixels
 
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ValueError(f"pad: pixels on every side, not negative, and not {self.pad}")
+
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
         h, w = x.shape[-2:]
@@ -38,6 +42,10 @@ class Flip:
 
     p: float = 0.5  # probability
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p: a probability in [0, 1], and not {self.p}")
+
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""
         mirrored = (uniform(seeds, 1, salt=2) < self.p).to(x.device, non_blocking=True)
@@ -49,6 +57,10 @@ class Cutout:
     """A square of zeros around a random pixel, clipped at the borders (DeVries & Taylor 2017)."""
 
     size: int = 16  # side of the square, in pixels
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size: the side of the square in pixels, not negative, and not {self.size}")
 
     def __call__(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Images [B, ch, H, W] to images of the same size."""

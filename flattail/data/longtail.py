@@ -87,10 +87,8 @@ class LongTail:
     def carve(self, share: float, seed: int) -> "LongTail":
         """The same data with a validation part out of train: a share of each class, one image at least.
 
-        Which images go depends on ``seed`` alone. ValueError if a class has a single image, or ``share`` is
+        Which images go depends on ``seed`` alone. Raises ValueError if a class has a single image, or ``share`` is
         not in (0, 1).
-
-        Raises ValueError where nothing can be carved.
         """
         if not 0 < share < 1:
             raise ValueError(f"share={share}: give the part of each class to validate on, e.g. 0.1")

@@ -41,9 +41,16 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Balanced:
-    """Every class equally often: shuffled classes in a cycle, each with its shuffled samples in a cycle."""
+    """Every class equally often: shuffled classes in a cycle, each with its shuffled samples in a cycle.
+
+    Raises ValueError for a field out of its range.
+    """
 
     per_class: int = 1  # samples in a row of one class (CC-SAM 1, cRT and MiSLAS 4)
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(f"per_class: at least one sample in a row, and not {self.per_class}")
 
     def __call__(
         self, y: Tensor, batch: int, *, generator: Generator, progress: float, drop_last: bool = False

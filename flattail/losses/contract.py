@@ -10,6 +10,7 @@ from flattail.losses.weights import class_weights
 from flattail.sharp import Weighted
 
 COSINE_SLACK = {torch.float32: 1e-3, torch.float64: 1e-3}  # how far beyond 1 rounding may carry a cosine
+ROWS = 256  # of logits that are asked for at once
 HALF_SLACK = 2e-2  # the same in float16 and bfloat16
 
 
@@ -72,12 +73,17 @@ def focused(z: Tensor, y: Tensor, counts: Tensor, weights: str | None, gamma: fl
 
 
 def masses_of(loss: Any, counts: Tensor) -> Tensor | None:
-    """The mass [C] (float64) of a sample of each class; None for a loss without masses: its values are all alike."""
-    weights = getattr(loss, "weights", None)
-    if weights is None or needs(loss, "features"):
+    """The mass [C] (float64) of a sample of each class, as the loss gives it; None for a loss without masses."""
+    if needs(loss, "features"):
         return None
-    one = loss(torch.zeros(1, len(counts)), torch.zeros(1, dtype=torch.int64), counts)
-    return class_weights(weights, counts.double().clamp(min=1)) if isinstance(one, Weighted) else None
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for y in torch.arange(len(counts)).split(ROWS):
+            out = loss(torch.zeros(len(y), len(counts)), y, counts)
+            if not isinstance(out, Weighted):
+                return None
+            found.append(out.masses.double())
+    return torch.cat(found)
 
 
 def posterior_prior(

@@ -30,7 +30,7 @@ class CE:
     `weight` uses those of all classes there). Smoothing: Szegedy et al., CVPR 2016; 0.98 on the classifier alone is
     label over-smoothing, LOS (Sun et al., ICLR 2025), whose released code is this loss.
 
-    Raises ValueError for unknown weights, and for a smoothing outside of [0, 1).
+    Raises ValueError for unknown weights, and for a smoothing outside of [0, 1].
     """
 
     weights: str | None = None  # class weights by name: effective, inverse, square-root, power:RHO
@@ -87,7 +87,7 @@ class LabelAwareSmoothing:
     or t^power. Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021. Where all classes are of
     one size, t = 0 (the release divides by zero).
 
-    Raises ValueError for unknown weights or shapes, and smoothings out of their ranges.
+    Raises ValueError for unknown weights, smoothings out of their ranges and a negative power.
     """
 
     smooth_head: float = 0.3  # of the largest class (released: 0.3; 0.4 CIFAR-100 and Places-LT)

@@ -59,7 +59,7 @@ class LDAM:
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
         """Per-sample losses [B] of logits [B, C], labels [B] and counts [C], with masses [B] if weighted.
 
-        Raises ValueError for logits that are no cosines.
+        Raises ValueError for logits on the CPU that are no cosines, where it needs some.
         """
         if self.cosine:
             refuse_no_cosines(logits, "LDAM", ", or choose the form for linear heads, LDAM(cosine=False)")
@@ -108,7 +108,7 @@ class GCL:
     def __call__(self, logits: Tensor, y: Tensor, counts: Tensor) -> Tensor | Weighted:
         """Per-sample losses [B] of logits [B, C], labels [B] and counts [C]; masses [B] if weighted and not focused.
 
-        Raises ValueError for logits that are no cosines.
+        Raises ValueError for logits on the CPU that are no cosines, where it needs some.
         """
         refuse_no_cosines(logits, "GCL")
         z = wide(logits)

@@ -60,6 +60,19 @@ def _score(name: str) -> Callable[[Run], Any]:
     return lambda run: run.scores[name] if run.scores else None
 
 
+def _fingerprint(run: Run) -> Any:
+    """Of the training data; None where a validation part, carved by the seed, makes each seed's another."""
+    return None if (run.recipe.get("protocol") or {}).get("validation") else _score("fingerprint")(run)
+
+
+def _tested(run: Run) -> str | None:
+    """How many test images there are, class by class."""
+    if run.scores is None or not (confusion := run.scores["scores"].get("confusion")):
+        return None
+    each = [sum(row) for row in confusion]
+    return f"{sum(each):,} ({hashlib.sha256(text(each).encode()).hexdigest()[:4]})"
+
+
 def _sizes(run: Run) -> str | None:
     sizes = run.scores["scores"]["sizes"] if run.scores else {}
     return ", ".join(f"{name} ({size})" for name, size in sizes.items()) or None
@@ -104,7 +117,8 @@ def _others(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 FACTS: dict[str, Callable[[Run], Any]] = {
     "classes per group": _sizes,
-    "data fingerprint": _score("fingerprint"),
+    "data fingerprint": _fingerprint,
+    "test images": _tested,
     "data": lambda run: spelled(run.recipe["data"]),
     "model": lambda run: spelled(run.recipe["model"]),
     "epochs": lambda run: run.epochs,
@@ -123,10 +137,11 @@ FACTS: dict[str, Callable[[Run], Any]] = {
     "torch": lambda run: run.env.get("versions", {}).get("torch"),
 }
 SHARED = (
-    "data fingerprint", "epochs", "begun from", "batch", "learning rate", "optimiser", "schedule", "augmentation",
+    "test images", "epochs", "begun from", "batch", "learning rate", "optimiser", "schedule", "augmentation",
 )  # fmt: skip
 PROTOCOL: dict[str, Callable[[Run], Any]] = {what: FACTS[what] for what in SHARED} | {
     "data": lambda run: spelled(_without(run.recipe["data"], "shots")),  # groups are only how results are told
     "model": lambda run: spelled(_without(run.recipe["model"], "head")),  # a cosine head belongs to its loss
+    "data fingerprint": _score("fingerprint"),
     "judging": lambda run: spelled(run.recipe["protocol"]) if run.recipe.get("protocol") else None,
 }

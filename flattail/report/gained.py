@@ -73,7 +73,7 @@ def down_for_sure(line: Flip) -> bool:
 def names(lines: Sequence[Flip], most: int = 10) -> str:
     """Classes with their changes in points."""
     told = [
-        f"{line.name} ({line.points:+.0f})".replace("-", "−") if line.n else f"{line.name} (no test image)"
+        f"{line.name} ({f'{line.points:+.0f}'.replace('-', '−')})" if line.n else f"{line.name} (no test image)"
         for line in lines
     ]
     return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")

@@ -52,6 +52,9 @@ def notes(rows: Sequence["Row"]) -> list[str]:
         elif found:
             differing.append(apart_in(what, found, len(rows)))
     for row in rows:
+        for what in ("data fingerprint", "test images"):
+            if len(values := {str(v) for run in row.runs if (v := FACTS[what](run)) is not None}) > 1:
+                differing.append(f"{row.name} averages runs that differ in {what}: {', '.join(sorted(values))}.")
         for run in row.unfinished:
             at = f"{len(run.rows)} of {run.epochs} epochs"
             differing.append(f"Unfinished, left out of every number: {row.name}, seed {run.seed} ({at}).")

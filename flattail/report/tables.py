@@ -160,13 +160,23 @@ def _column(runs: Sequence[Run], name: str) -> Estimate:
 
 def _best(runs: Sequence[Run]) -> dict[str, Estimate]:
     """The best epoch on test beside the last one, where a run knows of both."""
-    found = [best["all"] for run in runs if (best := (run.scores or {}).get("best_on_test"))]
-    chosen = [run for run in runs if (run.scores or {}).get("selection") == "best-on-test"]
-    logs = [[line["score"] for line in run.rows if line.get("score") is not None] for run in chosen]
-    best = [*found, *(max(log) for log in logs if log)]
-    last = [log[-1] for log in logs if log]
+    best, last = [], []
+    for run in runs:
+        scores = run.scores or {}
+        chosen, watched = scores.get("selection") == "best-on-test", scores.get("best_on_test")
+        if watched or chosen:
+            best.append(watched["all"] if watched else value(run, "all"))
+        if chosen and run.rows:
+            last.append(run.rows[-1].get("test", {}).get("all", run.rows[-1].get("score") if _level(run) else None))
     columns = {"best on test": best, "last epoch": last}
-    return {name: Estimate.of(100 * v for v in values) for name, values in columns.items() if values}
+    known = {name: [100 * v for v in values if v is not None] for name, values in columns.items()}
+    return {name: Estimate.of(values) for name, values in known.items() if values}
+
+
+def _level(run: Run) -> bool:
+    """Whether the mean over classes, by which an epoch is chosen, is the accuracy over images as well."""
+    images, classes = value(run, "all"), value(run, "balanced")
+    return images is not None and classes is not None and abs(images - classes) < 1e-9
 
 
 def value(run: Run, name: str) -> float | None:
@@ -196,7 +206,7 @@ def _differences(row: Row, base: Row) -> dict[str, Difference]:
     if not shared(row.every, base.every):
         return {}
     theirs = {run.seed: run for run in base.runs}
-    common = [(run, theirs[run.seed]) for run in row.runs if run.seed in theirs]
+    common = [(run, theirs[run.seed]) for run in row.runs if run.seed in theirs and shared([run], [theirs[run.seed]])]
     return {name: difference((_points(a, name), _points(b, name)) for a, b in common) for name in SHARES}
 
 

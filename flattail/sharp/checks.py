@@ -35,7 +35,7 @@ def check_number(name: str, value: Any, least: int) -> None:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile, whose parameters have the names it was built with."""
+    """The model inside DistributedDataParallel and torch.compile, whose parameters have the names it has without."""
     while True:
         inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, wraps
 from itertools import compress
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -54,6 +55,8 @@ class SharpnessAware:
         refuse_wrappers(model)
         if buffers not in ("keep", "all") or dropout not in ("same", "fresh"):
             raise ValueError(f"buffers are 'keep' or 'all', dropout 'same' or 'fresh', not {buffers!r} and {dropout!r}")
+        if not hasattr(method, "terms"):
+            raise ValueError(f"method={method!r} has no `terms`: a method is needed, e.g. SAM(rho=0.05)")
         if method.where != "weights":
             need_head(model)
         self.model, self.method, self.check = model, method, check
@@ -61,6 +64,10 @@ class SharpnessAware:
         if self.counts is not None:
             refuse_other_classes(self.counts, model)
         self.few = self.counts < 20 if few is None and self.counts is not None else few
+        if few is not None:
+            self.few = torch.as_tensor(few, dtype=torch.bool)
+            if self.counts is None or self.few.shape != self.counts.shape:
+                raise ValueError("`few` says of each class in `counts`, [C], whether it is: give both, of one length")
         if hasattr(method, "check"):
             method.check(Context(torch.empty(0, dtype=torch.int64), counts=self.counts, few=self.few))
         self.how: dict[str, Any] = {
@@ -103,7 +110,7 @@ class SharpnessAware:
         Raises:
             ValueError: for a loss instead of a closure, one that is no `[B]` or makes gradients itself, labels that do
                 not fit it or `counts`, what the method needs and was not given (`counts`, `progress`, `step`,
-                `hard`), and a closure that goes around a DistributedDataParallel.
+                `hard`), a `progress` outside of [0, 1], and a closure that goes around a DistributedDataParallel.
         """
         if isinstance(losses, Tensor):
             raise ValueError(
@@ -145,7 +152,7 @@ class SharpnessAware:
     def terms(self, y: Tensor, **given: Any) -> list[Term]:
         """The method's terms for labels `[B]`.
 
-        Raises ValueError for labels that `counts` has no class for.
+        Raises ValueError for labels that are not [B] whole numbers, or on the CPU have no class in `counts`.
         """
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(
@@ -175,6 +182,8 @@ class SharpnessAware:
         Raises:
             ValueError: for the memory of another method or model.
         """
+        if others := set(state) - {"memory"}:
+            raise ValueError(f"a state of SharpnessAware holds `memory` alone, and this {sorted(map(str, others))}")
         memory, begun = state.get("memory"), self._begun()
         if memory is not None and shapes(memory) != shapes(begun or {}):
             raise ValueError(
@@ -213,6 +222,12 @@ class SharpnessAware:
         """A method's memory begins with its first step: the model is on its device by then."""
         if self.memory is None:
             self.memory = self._begun()
+        lists = [m for m in (self.memory or {}).values() if isinstance(m, list)]
+        if any(len(m) != len(self._trained()) for m in lists):
+            raise ValueError(
+                f"{type(self.method).__name__} remembers {len(lists[0])} parameters, and {len(self._trained())} are "
+                "trained now: after freezing or unfreezing, make a new SharpnessAware"
+            )
 
     def _context(self, y: Tensor, **given: Any) -> Context:
         return Context(y, counts=self.counts, few=self.few, **given)
@@ -273,7 +288,7 @@ def checked_counts(counts: Any) -> Tensor:
 
 def refuse_other_classes(counts: Tensor, model: nn.Module) -> None:
     """Raise ValueError where the last linear layer answers for another number of classes."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = bare(model)
     head = inner[-1] if isinstance(inner, nn.Sequential) and len(inner) else getattr(inner, "head", None)
     classes = head.out_features if isinstance(head, nn.Linear) else len(counts)
     if classes != len(counts):
@@ -285,7 +300,7 @@ def refuse_other_classes(counts: Tensor, model: nn.Module) -> None:
 
 def as_labels(y: Any) -> list[Tensor]:
     """The labels of every micro-batch, as tensors; one batch may be an array or a list of numbers."""
-    one = not isinstance(y, (list, tuple)) or (len(y) > 0 and isinstance(y[0], int))
+    one = not isinstance(y, (list, tuple)) or (len(y) > 0 and isinstance(y[0], Integral))
     several = [torch.as_tensor(labels) for labels in ([y] if one else y)]
     return [labels if labels.is_floating_point() else labels.long() for labels in several]  # uint8 would be a mask
 

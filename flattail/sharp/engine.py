@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch
-from torch.nn.parallel import DistributedDataParallel
 
 from .checks import bare, refuse_wrappers
 from .features import Features
@@ -93,13 +92,17 @@ def sharp_backward(
         out = Outcome(torch.zeros(()))
         if where == "weights" or not any(t.climb is not None for p in parts for t in p.terms):
             return weights_step(parts, model, place, out, merge=merge, **how)
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = bare(model)
         inside = Head(inner, place, dropout=dropout) if where == "head" else Features(inner)
         return inside_step(parts, model, inside, out, **how)
 
 
 def placed(model: nn.Module, only: str | None) -> list[Tensor]:
     """The trainable parameters in whose names, those of the bare model, a pattern is found."""
+    try:
+        re.compile(only or "")
+    except re.error as error:
+        raise ValueError(f"only={only!r} is no regular expression: {error}") from error
     names = dict(bare(model).named_parameters())
     place: list[Tensor] = [p for n, p in names.items() if p.requires_grad and (only is None or re.search(only, n))]
     if not place and not any(p.requires_grad for p in names.values()):

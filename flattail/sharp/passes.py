@@ -30,6 +30,8 @@ def call(losses: Losses, rows: Tensor | None, expected: int) -> tuple[Tensor, Te
         out = losses()
     seen = None
     if isinstance(out, tuple) and not isinstance(out, Weighted):
+        if len(out) != 2:
+            raise ValueError(f"the closure returned {len(out)} things: losses, or a pair of losses and anything else")
         out, seen = out
         seen = tree_map_only(Tensor, Tensor.detach, seen)  # a graph kept here would outlive the step
     values, masses = out if isinstance(out, Weighted) else (out, None)

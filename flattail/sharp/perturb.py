@@ -141,7 +141,13 @@ def displaced(weights: Tensors, moves: Tensors) -> Iterator[None]:
             torch._foreach_add_(weights, moves)
         del moves
         torch.clear_autocast_cache()
+        versions = [w._version for w in weights]
         yield
+        if versions != [w._version for w in weights]:
+            raise RuntimeError(
+                "the weights were changed while they were displaced, which is lost (an optimiser that steps in a hook "
+                "of the backward pass?): step after flat.backward()"
+            )
     finally:
         with torch.no_grad():
             torch._foreach_copy_(weights, kept)

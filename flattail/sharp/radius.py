@@ -12,7 +12,7 @@ SLACK = 1e-9  # a share like 0.55 of 200 epochs is 110.00000000000001 epochs: bo
 class Steps:
     """A radius that is constant between borders: Saddle's schedule (Rangwani et al., NeurIPS 2022).
 
-    Raises ValueError for borders that do not rise within (0, 1), or values that do not fit them.
+    Raises ValueError for borders that do not rise within [0, 1], or values that do not fit them.
     """
 
     values: tuple[float, ...]  # one radius more than there are borders
@@ -21,8 +21,8 @@ class Steps:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.at) + 1:
             raise ValueError(f"{len(self.at)} borders need {len(self.at) + 1} values, not {len(self.values)}")
-        if list(self.at) != sorted(self.at):
-            raise ValueError(f"the borders must rise: {self.at}")
+        if list(self.at) != sorted(self.at) or not all(0 <= border <= 1 for border in self.at):
+            raise ValueError(f"the borders are shares of training in [0, 1], not epochs, and rise; this is {self.at}")
         _not_negative(*self.values)
 
     def __call__(self, progress: float) -> float:
@@ -34,7 +34,7 @@ class Steps:
 class Linear:
     """A radius that grows (or shrinks) in a line; Saddle's: from .05 in the first epoch to .8 in the last.
 
-    Raises ValueError for a negative radius.
+    Raises ValueError for a negative radius, and an `until` outside of (0, 1].
     """
 
     start: float  # radius at the beginning

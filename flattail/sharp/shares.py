@@ -14,6 +14,17 @@ from .terms import Context, Method, Weighted
 BATCHES = 256  # that are drawn to see
 
 
+def cancels(method: Method, counts: Tensor, few: Tensor) -> bool:
+    """Whether a term is a mean over each class alone, where the masses of a weighted loss cancel."""
+    if getattr(method, "memory", None) is not None:
+        return False
+    y = torch.arange(len(counts))
+    given = {"counts": counts, "few": few, "hard": lambda: torch.zeros(len(y))}
+    looks = [(progress, step) for progress in (0.001, 0.25, 0.5, 0.75, 0.999) for step in range(8)]
+    each = (method.terms(Context(y, lambda: 0, progress=p, step=s, **given)) for p, s in looks)
+    return any(t.over != "batch" and t.by is not None and bool((t.weight != 0).any()) for terms in each for t in terms)
+
+
 def class_shares(
     method: Method, drawn: Tensor, batch: int, *, counts: Tensor, few: Tensor, masses: Tensor | None = None
 ) -> Tensor:
@@ -43,6 +54,6 @@ def class_shares(
         seen.index_add_(0, y, torch.ones_like(nothing))
         for name in look.terms:
             weight.index_add_(0, y, sums.share(name, look))
-    each = weight / seen / mass  # of a sample
-    shares = drawn * torch.where(seen > 0, each, each[seen > 0].max())
+    each = weight / seen  # of a sample
+    shares = drawn * torch.where(seen > 0, each, each[seen > 0].max()) / mass
     return shares / shares.sum()

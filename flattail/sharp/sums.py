@@ -44,7 +44,8 @@ class Sums:
         self.loss = total[0] / self.mass
         present: dict[str, Tensor] = {}  # groups with any mass, of a grouped term or of a family of terms
         for (n, term), own_mass in zip(self.terms.items(), members, strict=True):
-            present[term.family or n] = (own_mass != 0).sum() + present.get(term.family or n, 0)
+            if term.over == "groups":
+                present[term.family or n] = (own_mass != 0).sum() + present.get(term.family or n, 0)
         for (n, term), own_mass in zip(self.terms.items(), members, strict=True):
             groups = present[term.family or n].clamp(min=1) if term.over == "groups" else 1
             self.divisor[n] = self.mass if term.over == "batch" else positive(own_mass) * groups

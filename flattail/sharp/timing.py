@@ -34,6 +34,11 @@ class Timed(ABC):
         """Where the inner method looks."""
         return self.method.where
 
+    @property
+    def labels(self) -> str:
+        """Which labels of a mixed image the inner method's displaced loss has."""
+        return getattr(self.method, "labels", "mixed")
+
     def pattern(self, model: nn.Module) -> str | None:
         """What the inner method displaces."""
         return pattern_of(self.method, model)
@@ -75,7 +80,8 @@ def refuse_no_method(method: Any) -> None:
 class Window(Timed):
     """A method from one share of training to another, plain steps outside (Zhou et al., ICLR 2025): late SAM.
 
-    The terms of `method` while start <= progress < stop, else (all ; w). Raises ValueError for no such window.
+    The terms of `method` while start <= progress < stop, else (all ; w). Raises ValueError for no such window, and
+    for what is no method.
     """
 
     method: Method  # what is done inside

@@ -6,7 +6,7 @@ import torch
 from cases import COUNTS, EVERY, closure, data, mlp
 from torch import nn
 
-from flattail.analysis import Escape, Sharpness, gap
+from flattail.analysis import Escape, Sharpness, escape, gap
 from flattail.sharp import CCSAM, ERM, LPFSGD, PGD, SAM, ImbSAM, ModelPerturbation, SharpnessAware
 
 HOW = {"dtype": "float64", "directions": 3, "micro": 5, "at": 0.1}
@@ -87,10 +87,22 @@ def test_noise_is_that_of_the_seed_and_a_resumed_analysis_is_the_whole_one(metho
     assert not np.array_equal(whole["gap"], other["gap"])
 
 
-def test_what_is_predicted_of_a_noisy_method_has_the_noise_that_was_measured():
-    """To first order in a small step, and of one seed: the same again, and close to what was measured."""
+def test_what_is_predicted_of_a_noisy_method_has_the_noise_that_was_measured(monkeypatch):
+    """Batch by batch one seed, for the gradient and for its first order; and the same again."""
+    seeds = {"gradient_of": [], "first_order": []}
+
+    def noting(inner, kept):
+        def noted(subject, some, method, context, *more):
+            kept.append(context["seed"])
+            return inner(subject, some, method, context, *more)
+
+        return noted
+
+    for name, kept in seeds.items():
+        monkeypatch.setattr(escape, name, noting(getattr(escape, name), kept))
     model, (x, y) = mlp(), data()
     how = {"methods": {"plain": ERM(), "noise": LPFSGD(1e-3)}}
     one, two = (Escape(classes="0", batches=4, seed=1)(model, [(x, y)], COUNTS, **how) for _ in range(2))
-    np.testing.assert_array_equal(one["mixed_second"], two["mixed_second"])
-    np.testing.assert_array_equal(one["mixed_predicted"], two["mixed_predicted"])
+    assert seeds["gradient_of"] == seeds["first_order"] and len(set(seeds["first_order"])) == 4
+    for key in ("mixed_second", "mixed_predicted"):
+        np.testing.assert_array_equal(one[key], two[key])

@@ -8,7 +8,7 @@ from test_contract import PASSES
 from torch import nn
 
 from flattail.models.causal import Causal
-from flattail.sharp import LPFSGD, SAM, SSESAM, ImbSAM
+from flattail.sharp import CCSAM, LPFSGD, SAM, SSESAM, ImbSAM
 
 MOVED = [label for label in BLIND if label != "m-sam"]  # their one look is not from w; momentum begins at rest
 
@@ -208,8 +208,9 @@ def test_a_step_repeats_bit_for_bit():
         close(*runs, 0)
 
 
+@pytest.mark.parametrize("method", [SSESAM(0.0, 0.0), CCSAM(scope="all", scale=0.0, mix=0.5)], ids=["two", "classes"])
 @pytest.mark.parametrize("rows", [False, True])
-def test_noise_that_no_module_names_is_the_same_in_all_passes(rows):
+def test_noise_that_no_module_names_is_the_same_in_all_passes(rows, method):
     """`F.dropout` inside a forward pass: without a radius there is no gap, however rows are run."""
     model, (x, y) = mlp(), data()
     forward = model.head.forward
@@ -218,9 +219,9 @@ def test_noise_that_no_module_names_is_the_same_in_all_passes(rows):
     def some(rows=slice(None)):
         return F.cross_entropy(model(x[rows]), y[rows], reduction="none")
 
-    engine = flat(model, SSESAM(0.0, 0.0))
+    engine = flat(model, method)
     engine.backward(some if rows else lambda: some(), y, progress=0.1, step=0)
-    assert set(engine.gaps) == {"head", "tail"} and all(abs(float(gap)) < 1e-12 for gap in engine.gaps.values())
+    assert len(engine.gaps) > 1 and all(abs(float(gap)) < 1e-12 for gap in engine.gaps.values())
 
 
 @pytest.mark.parametrize("method", [SAM(), ImbSAM(eta=100), SSESAM(), LPFSGD(draws=4)], ids=lambda m: type(m).__name__)
@@ -238,4 +239,5 @@ def test_a_coupled_module_sees_its_batch_once_and_whole(method):
         flat(model, method).backward(some if rows else lambda some=some: some(), y, 0.1, step=0, seed=0)
         moved.append(model.head.direction)
     torch.testing.assert_close(*moved)
-    torch.testing.assert_close(moved[0], model.backbone(x).mean(0).detach(), rtol=0.2, atol=0.2)
+    if not isinstance(method, LPFSGD):  # whose one look is not from w
+        torch.testing.assert_close(moved[0], model.backbone(x).mean(0).detach())

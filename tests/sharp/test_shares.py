@@ -57,3 +57,12 @@ def test_masses_cancel_in_a_mean_over_each_class_and_nowhere_else(average):
     weighed = class_shares(method, drawn, 64, counts=counts, few=counts < 20, masses=masses) * masses
     expected = plain * masses if average == "samples" else plain
     torch.testing.assert_close(weighed / weighed.sum(), expected / expected.sum())
+
+
+def test_masses_cancel_for_classes_that_are_never_drawn_too():
+    counts = torch.cat([torch.full((50,), 1000), torch.ones(200, dtype=torch.int64)])
+    drawn, masses = counts.double() / counts.sum(), 1 / counts
+    how = {"counts": counts, "few": counts < 20}
+    plain = class_shares(CCSAM(), drawn, 8, **how)
+    weighed = class_shares(CCSAM(), drawn, 8, **how, masses=masses) * masses
+    torch.testing.assert_close(weighed / weighed.sum(), plain)
