@@ -298,3 +298,12 @@ def test_sigterm_saves_in_mid_epoch_and_exits_143(tmp_path, uninterrupted):
         run(from_tree(RECIPE), out=tmp_path, label="killed", seed=1, device="cpu")
     run(from_tree(RECIPE), out=tmp_path, label="killed", seed=1, device="cpu", resume=True)
     same_runs(folder, uninterrupted)
+
+
+def test_a_checkpoint_of_other_stages_or_another_seed_is_refused_by_fit(tmp_path):
+    path = str(tmp_path / "checkpoint.pt")
+    trained(net(), Stage(2), checkpoint=path, every=0.0)
+    for stages, how in ((Stage(3, method=SAM(0.1)), {}), (Stage(2), {"seed": 1})):
+        with pytest.raises(ValueError, match="another recipe"):
+            trained(net(), stages, checkpoint=path, **how)
+    assert [row["epoch"] for row in trained(net(), Stage(2), checkpoint=path)] == [1]  # the same goes on

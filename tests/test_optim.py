@@ -140,3 +140,25 @@ def test_a_schedule_of_ones_own_is_asked_as_it_is():
     optimizer.param_groups[0]["factor"] = 1.0
     stage = replace(Stage(20, optim=SGD(1.0), clock="step"), schedule=Own())
     assert set_rate(optimizer, stage, 10, 20) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Multistep((2, 3), (0.1, 0.01)),
+            r"at: shares of training in \[0, 1\] \(epoch 160 of 200 is 0.8\), and",
+        ),
+        (lambda: Multistep((0.75, 0.5), (0.01, 0.1)), "at: none before the one before it"),
+        (lambda: Multistep(warmup=5), "warmup: shares of training"),
+        (lambda: Cosine(warmup=-0.1), "warmup: shares of training"),
+        (lambda: SGD(momentum=1.5), r"momentum is in \[0, 1\)"),
+        (lambda: SGD(weight_decay=-1), "weight_decay not negative"),
+        (lambda: SGD(momentum=0.0, nesterov=True), "nesterov looks ahead along the momentum"),
+        (lambda: SGD(lr=math.inf), "lr: a learning rate is positive"),
+        (lambda: AdamW(betas=(1.5, 2.0)), "betas are in"),
+    ],
+)
+def test_what_no_training_can_be_made_of_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

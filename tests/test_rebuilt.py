@@ -216,3 +216,9 @@ def test_data_that_are_not_there_are_told_with_their_root(tmp_path):
     recipe = from_tree(DIGITS | {"data": "places-lt", "stages": [{"epochs": 1}]})
     with pytest.raises(FileNotFoundError, match=r"Places_LT_train.*looked for under .*--root or FLATTAIL_DATA"):
         load(recipe, tmp_path, 0)
+
+
+def test_a_network_that_cannot_take_the_images_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot take images of \[1, 8, 8\].*choose another `size`"):
+        run(recipe(ONE, model="timm:vit_tiny_patch16_224"), out=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

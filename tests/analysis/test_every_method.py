@@ -1,11 +1,13 @@
 """Every method that displaces weights can be looked at after training, where nothing is remembered."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from flattail import CCSAM, METHODS, Split
-from flattail.analysis import Sharpness
+from flattail.analysis import ClassHessian, ClassRadius, Escape, Landscape, Sharpness
 from flattail.examine import method_of
 from flattail.recipe import from_tree
 from flattail.sharp import SAM, FriendlySAM
@@ -39,3 +41,21 @@ def test_sharpness_of_every_method(name):
 def test_whose_sharpness_a_run_is_asked_for(methods, expected):
     stages = [{"epochs": 1, "method": name} for name in methods]
     assert method_of(from_tree({"data": "digits-lt", "model": "resnet8", "stages": stages}), None) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ClassHessian(micro=0), "micro: at least 1"),
+        (lambda: ClassHessian(only="["), r"only: '\[' is no regular expression"),
+        (lambda: Landscape(directions=0), "directions: at least 1"),
+        (lambda: Landscape(near=math.nan), "near: a positive number"),
+        (lambda: ClassRadius(delta=0.0), "delta: a positive number"),
+        (lambda: ClassRadius(delta=1.0), "delta: a probability below 1"),
+        (lambda: Escape(batch=0), "batch: at least 1"),
+        (lambda: Sharpness(samples=0), "samples: at least 1"),
+    ],
+)
+def test_options_that_nothing_can_be_found_with_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from report.conftest import COUNTS, scores_of
 from scipy import stats
 
 from flattail import runs
@@ -18,8 +19,10 @@ from flattail.report.classes import classes
 from flattail.report.confusion import confusions
 from flattail.report.cost import cost, passes
 from flattail.report.differences import changes
+from flattail.report.facts import shared
 from flattail.report.flips import _interval, paired
 from flattail.report.gained import verdict
+from flattail.report.notes import notes
 from flattail.report.swaps import swaps
 from flattail.scores import evaluate
 
@@ -243,3 +246,18 @@ def test_the_last_epoch_stands_beside_the_best_on_test(make):
     document["scores"]["balanced"] = 0.1  # a test set that is no level one: its score is no accuracy over images
     runs.write_json(path / runs.SCORES, document | {"selection": "best-on-test"})
     assert "last epoch" not in summary([runs.read(path)])[0].columns
+
+
+def test_seeds_on_different_images_are_neither_paired_nor_averaged_in_silence(make):
+    make_ce = [make("ce", s, fingerprint=f) for s, f in enumerate("ab")]
+    make_sam = [make("sam", s, fingerprint=f, tail=2.4, terms=["flat"]) for s, f in enumerate("cb")]
+    rows = summary([runs.read(path) for path in [*make_ce, *make_sam]])
+    assert rows[1].differences["all"].n == 1, "seed 0 was trained on other images"
+    said = notes(rows)
+    assert "ce averages runs that differ in data fingerprint: a, b." in said
+    other = make("sam", 2, counts=(130, 96, 71, 52, 38, 28, 21, 15, 11, 8), fingerprint="b")
+    logits, y = runs.read(other).logits()
+    fewer = scores_of(logits[:-5], y[:-5], COUNTS)
+    document = json.loads((other / runs.SCORES).read_text())
+    runs.write_json(other / runs.SCORES, document | {"scores": fewer})
+    assert not shared([runs.read(other)], [runs.read(make("ce", 2, fingerprint="b"))]), "another test set"

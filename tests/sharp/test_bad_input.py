@@ -351,3 +351,53 @@ def test_counts_of_other_classes_and_mappings_are_refused():
         SharpnessAware(net, SAM(), [500, 120, 30, 10])
     with pytest.raises(ValueError, match="not a mapping"):
         SharpnessAware(net, SAM(), {0: 500, 1: 120, 2: 30})
+
+
+def test_an_optimiser_that_steps_inside_the_pass_is_noticed():
+    """The weights would be put back, and nothing be trained, in silence."""
+    model, (x, y) = mlp(), data()
+    for p in model.parameters():
+        one = torch.optim.SGD([p], lr=0.1)
+        p.register_post_accumulate_grad_hook(lambda p, one=one: one.step())
+    with pytest.raises(RuntimeError, match=r"changed while they were displaced.*step after flat\.backward"):
+        step(SAM(0.1), closure(model, x, y), y, model=model)
+
+
+def test_a_state_of_something_else_is_refused():
+    flat = SharpnessAware(mlp(), FriendlySAM(0.1))
+    with pytest.raises(ValueError, match=r"holds `memory` alone, and this \['model'\]"):
+        flat.load_state_dict({"model": 1})
+
+
+def test_freezing_below_a_method_that_remembers_is_refused():
+    model, (x, y) = mlp(), data()
+    flat = SharpnessAware(model, MSAM(0.1))
+    flat.backward(closure(model, x, y), y)
+    model.backbone.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"MSAM remembers 6 parameters, and 2 are trained now: .* a new SharpnessAware"
+    ):
+        flat.backward(closure(model, x, y), y)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda m: SharpnessAware(m, nn.CrossEntropyLoss()), "has no `terms`: a method is needed"),
+        (lambda m: SharpnessAware(m, SAM(0.1), COUNTS, few=[True, False]), "`few` says of each class"),
+        (lambda m: SharpnessAware(m, SAM(0.1), few=[True]), "give both, of one length"),
+    ],
+)
+def test_other_things_in_place_of_methods_and_classes_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make(mlp())
+
+
+def test_patterns_and_returned_values_are_looked_at():
+    model, (x, y) = mlp(), data()
+    with pytest.raises(ValueError, match=r"only='\[' is no regular expression"):
+        step(SAM(0.1), closure(model, x, y), y, model=model, how={"only": "["})
+    with pytest.raises(ValueError, match="returned 3 things: losses, or a pair"):
+        step(SAM(0.1), lambda: (closure(model, x, y)(), 1, 2), y, model=model)
+    flags = SharpnessAware(model, ImbSAM(0.1, eta="few"), COUNTS, few=[False] * 5 + [True])
+    flags.backward(closure(model, x, y), [*y.numpy()])  # labels as numbers of NumPy
