@@ -27,9 +27,9 @@ def load(recipe: Recipe, root: Path, seed: int) -> LongTail:
     try:
         data = recipe.data.load(Path(root))
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}. Data are looked for under {root}: --root or FLATTAIL_DATA says where"
-        ) from error
+        where = f". Data are looked for under {root}: --root or FLATTAIL_DATA says where"
+        fixed = Path(str(getattr(recipe.data, "path", ""))).is_absolute()  # no root has a say in that
+        raise FileNotFoundError(f"{error}{'' if fixed else where}") from error
     wanted = getattr(recipe.model, "normalisation", None)
     if wanted is not None and (statistics := wanted(data.channels)) is not None:
         data = data.normalised(*statistics)

@@ -184,6 +184,10 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(
+                    f"line {line}: a name is needed before the colon, and this is no text; quote `{{...}}`"
+                )
             if key.value in lines:
                 raise RecipeError(
                     f"line {line}: `{key.value}` is there already, in line {lines[key.value]}: remove one of them"
@@ -320,7 +324,7 @@ def replaced(tree: Any, assignment: str, *, option: str = "--set") -> Any:
                 tree = replaced(tree, f"{each}={value}", option=option)
             return tree
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise RecipeError(
                     f"{option} {assignment}: {place} has {len(node)} entries, counted from 0, and no {key!r}"
                 )
@@ -440,7 +444,7 @@ def found(names: typing.Iterable[str]) -> list[Path]:
             near += difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), known, 1, 0.5)
             remedy = f"did you mean {near[0]}?" if near else "`flattail list recipes` names those there are"
             raise RecipeError(f"{name}: no such recipe; {remedy}")
-        inside = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+        inside = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")]) if path.is_dir() else [path]
         if not inside:
             raise RecipeError(f"{name}: the folder holds no recipe (*.yaml)")
         paths += inside

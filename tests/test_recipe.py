@@ -2,6 +2,9 @@
 
 import dataclasses
 import typing
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 
 import pytest
 import yaml
@@ -648,3 +651,25 @@ def test_what_is_expected_of_a_recipe_is_not_expected_of_another(file):
         assert read(path, [same]).expect is not None, same
     assert read(path, ["stages.0.epochs=3"]).expect is None
     assert read(path, ["stages.0.epochs=3", "expect={accuracy: 60.0, source: mine}"]).expect.accuracy == 60.0
+
+
+def test_a_key_that_is_no_text_is_told_with_its_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: digits-lt\nmodel: resnet8\nstages:\n  - {epochs: 1, init: {{seed}}}\n")
+    with pytest.raises(RecipeError, match="line 4: a name is needed before the colon"):
+        read(path)
+
+
+def test_a_folder_of_recipes_has_both_suffixes(tmp_path):
+    for name in ("a.yaml", "b.yml"):
+        (tmp_path / name).write_text("data: digits-lt\nmodel: resnet8\nstages: [{epochs: 1}]\n")
+    assert [p.name for p in found([str(tmp_path)])] == ["a.yaml", "b.yml"]
+
+
+def test_fields_of_one_s_own_may_be_paths_and_enums(tmp_path):
+    @dataclass(frozen=True)
+    class Mine:
+        file: Path = Path("a.csv")
+        kind: Enum = Enum("Kind", {"ONE": "one"}).ONE
+
+    assert to_tree(Mine(Path("b") / "c.csv"))["file"] == "b/c.csv" and to_tree(Mine())["kind"] == "one"

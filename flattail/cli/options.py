@@ -52,7 +52,7 @@ def numbers(text: str, *, option: str = "--seeds") -> list[int]:
     seeds: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"{option} {text}: write 0, 0-2 or 0,3,7")
         if int(last or first) < int(first):
             raise ValueError(f"{option} {text}: {piece} runs backwards")

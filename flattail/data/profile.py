@@ -139,11 +139,18 @@ class Inclusive:
 
 @dataclass(frozen=True)
 class Slices:
-    """So many classes each, by falling count, ties by label (MiSLAS, Saddle)."""
+    """A given number of classes in each group, by falling count, ties by label (MiSLAS, Saddle).
+
+    Raises ValueError for a negative number.
+    """
 
     many: int = 36  # classes in the head
     medium: int = 35  # classes in the middle
     few: int = 29  # classes in the tail
+
+    def __post_init__(self) -> None:
+        if min(self.many, self.medium, self.few) < 0:
+            raise ValueError(f"many, medium and few are numbers of classes, not {self.many}, {self.medium}, {self.few}")
 
     def group(self, counts: Tensor) -> dict[str, Tensor]:
         """Masks [C] of the classes that are many, medium and few."""
