@@ -211,8 +211,10 @@ def judged(
     unseen = (torch.bincount(data.test.y, minlength=data.classes) == 0).nonzero()[:, 0].tolist()
     if unseen:
         names = ", ".join(data.names[c] for c in unseen[:10]) + ", ..." * (len(unseen) > 10)
-        said.append(f"the test half has no image of {names}: means are over the other classes")
+        said.append(f"the test part has no image of {names}: means are over the other classes")
     logits, y = logits_of(model, data.test, device=device, flip=recipe.protocol.views == "flip", workers=workers)
+    if lost := int((~logits.isfinite().all(1)).sum()):
+        said.append(f"{lost} of {len(y)} test images have logits that are not finite: their answers are none")
     if missed := unread(data.test):
         said.append(told(missed, "and are not among those judged"))
     outcome = {

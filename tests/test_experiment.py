@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from small import DIGITS, digits, write_npz
 from torch import nn
 
 from flattail import evaluate, runs
-from flattail.experiment import run, start_tracker, tracked, warnings
+from flattail.experiment import judged, run, start_tracker, tracked, warnings
 from flattail.models import Split
 from flattail.possible import refuse_impossible
 from flattail.probe import probe
@@ -505,7 +506,7 @@ def test_a_test_half_without_images_of_a_class_is_told(tmp_path):
     tree = DIGITS | {"data": "npz:d.npz", "stages": [{"epochs": 1, "batch": 16}]}
     folder = run(from_tree(tree), out=tmp_path, root=tmp_path, device="cpu")
     assert plain(folder / "scores.json")["warnings"] == [
-        "the test half has no image of 1: means are over the other classes"
+        "the test part has no image of 1: means are over the other classes"
     ]
 
 
@@ -603,3 +604,15 @@ def test_a_pattern_that_spectral_norm_hides_is_refused_before_anything_is_writte
     with pytest.raises(ValueError, match=r"recipe\.stages\[0\]: no trainable parameter has .*parametrizations"):
         run(from_tree(DIGITS | {"stages": [stage]}), out=tmp_path, device="cpu")
     assert not any(tmp_path.iterdir())
+
+
+def test_logits_that_are_not_finite_are_told(tmp_path):
+    """Class 0 would be their answer."""
+    value = from_tree(DIGITS | {"stages": [{"epochs": 1}]})
+    data = load(value, Path(), 0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    torch.nn.init.constant_(net[1].bias, math.nan)
+    outcome, _, y = judged(net, value, data, torch.device("cpu"), epoch=None, said=[])
+    assert outcome["warnings"] == [
+        f"{len(y)} of {len(y)} test images have logits that are not finite: their answers are none"
+    ]

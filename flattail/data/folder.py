@@ -22,7 +22,10 @@ TESTED = ("test", "testing", "val", "valid", "validation", "eval", "dev")  # bes
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in one folder per class; the folders' names are the classes, in alphabetical order."""
+    """Images in one folder per class; the folders' names are the classes, in alphabetical order.
+
+    Raises ValueError for a size below one pixel.
+    """
 
     path: str  # the tree: absolute, or relative to the data root
     test: float | str = "test"  # the folder beside train/ to test on, or a share of every class of one single tree
@@ -31,6 +34,10 @@ class Folder:
     hold: Literal["disk", "memory"] = "disk"  # disk: read anew, cropped at random; memory: read once, whole squares
     broken: Broken = "stop"  # an image on disk that cannot be read: stop, or skip and count it
     shots: Shots = STRICT  # which classes are many, medium and few
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.least < 0:
+            raise ValueError(f"size is a side in pixels and least a number of images, not {self.size} and {self.least}")
 
     def load(self, root: Path) -> LongTail:
         """The images, streamed from disk or held in memory; upright and in colour, however they were stored.
