@@ -1,5 +1,4 @@
-"""Does a method's gradient leave the saddle of a class? Its moments along the eigenvector of lambda_min, over
-batches."""
+"""Does a method leave the saddle of a class? Moments of its gradients along the eigenvector of lambda_min."""
 
 from __future__ import annotations
 

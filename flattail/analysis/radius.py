@@ -1,5 +1,4 @@
-"""CC-SAM's characteristic radius of each class, and whether the bound that it comes from says anything (CVPR
-2023)."""
+"""CC-SAM's characteristic radius of each class, and whether the bound behind it says anything (CVPR 2023)."""
 
 from __future__ import annotations
 

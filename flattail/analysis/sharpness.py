@@ -1,5 +1,4 @@
-"""The sharpness of a loss as a training method sees it, class by class: by how much it rises where the terms look
-from."""
+"""The sharpness of a loss, class by class: by how much it rises where the terms of a method look from."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flattail.sharp import Weighted
+from flattail.sharp.checks import bare
 
 Loss = Callable[[Tensor, Tensor, Tensor], Any]  # (logits [B, C], y [B], counts [C]) -> [B] | Weighted
 DType = Literal["float32", "float64"]
@@ -116,9 +117,7 @@ class Subject:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """The model without torch.compile and DistributedDataParallel: second derivatives go through neither."""
-    while hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # type: ignore[assignment]
-    inner = copy.deepcopy(model)
+    inner = copy.deepcopy(bare(model))
     for module in inner.modules():
         module._compiled_call_impl = None
         if type(module) in NORMS and module.running_mean is not None:

@@ -15,7 +15,7 @@ def print_gained(pairs: Sequence[tuple[Path, Path]]) -> None:
     from rich.markup import escape
 
     from ..report.flips import paired
-    from ..report.gained import MEASURE, cells, rarest, together, verdict
+    from ..report.gained import MEASURE, cells, rarest, sentences
     from ..runs import read
 
     runs = [(read(before), read(after)) for before, after in pairs]
@@ -34,7 +34,6 @@ def print_gained(pairs: Sequence[tuple[Path, Path]]) -> None:
     console.print(rows)
     if len(rare) > SHOWN:
         console.print(f"the {SHOWN} rarest of {len(rare)} classes; the report shows more of them", style="dim")
-    told = [[run.scores or {} for run in pair] for pair in runs]
-    for sentence in [*together(of_group, told), *verdict(of_class, told[0][0]["groups"]["few"]), MEASURE]:
+    for sentence in [*sentences(runs, of_class, of_group), MEASURE]:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     console.print()

@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ..runs import Run
+from .classes import classes
 from .flips import Flip
 
 LEVEL = 0.05  # of the test
@@ -25,6 +29,13 @@ def cells(line: Flip) -> list[str]:
     counts = [f"{value:.1f}".removesuffix(".0") for value in (line.a, line.b, line.only_b, line.only_a)]
     p = f"{line.p:.2g}" if line.p >= 1e-4 else "< 0.0001"
     return [f"{line.count:,}", f"{line.n:,}", f"{counts[0]} → {counts[1]}", counts[2], counts[3], change, p]
+
+
+def sentences(pairs: Sequence[tuple[Run, Run]], of_class: Sequence[Flip], of_group: Sequence[Flip]) -> list[str]:
+    """Who gained and who paid between pairs of runs (before, after), one for each seed, given their flips."""
+    few = classes(pairs[0][0]).groups.get("few", np.zeros(len(of_class), bool))
+    told = [[run.scores or {} for run in pair] for pair in pairs]
+    return [*together(of_group, told), *verdict(of_class, few.tolist())]
 
 
 def together(of_group: Sequence[Flip], told: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .classes import Classes, classes
 from .flips import Flip, comparable, paired
-from .gained import rarest, together, verdict
+from .gained import rarest, sentences
 from .tables import Row
 
 LINES = 400  # classes of all rows together that a page shows
@@ -31,12 +31,9 @@ def swaps(rows: Sequence[Row]) -> list[Swap]:
     others = [(row, pairs) for row in rows[1:] if row.differences and (pairs := comparable(rows[0], row))]
     for row, pairs in others:
         of_class, of_group = paired(pairs)
-        known = classes(pairs[0][0])
-        shown = shown_of(of_class, known, LINES // len(others))
+        shown = shown_of(of_class, classes(pairs[0][0]), LINES // len(others))
         scale = max((max(f.only_a, f.only_b) / f.n for f in [*shown, *of_group] if f.n), default=0.0) or 1.0
-        told = [[run.scores or {} for run in pair] for pair in pairs]
-        rare = known.groups["few"].tolist() if "few" in known.groups else [False] * len(of_class)
-        said = [*together(of_group, told), *verdict(of_class, rare)]
+        said = sentences(pairs, of_class, of_group)
         found.append(Swap(row, len(pairs), of_group, shown, len(of_class) - len(shown), scale, said))
     return found
 

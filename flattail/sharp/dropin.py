@@ -63,7 +63,7 @@ class SharpnessAware:
         self.counts = None if counts is None else checked_counts(counts)
         if self.counts is not None:
             refuse_other_classes(self.counts, model)
-        self.few = self.counts < 20 if few is None and self.counts is not None else few
+        self.few = None if self.counts is None else self.counts < 20
         if few is not None:
             self.few = torch.as_tensor(few, dtype=torch.bool)
             if self.counts is None or self.few.shape != self.counts.shape:
@@ -222,12 +222,13 @@ class SharpnessAware:
         """A method's memory begins with its first step: the model is on its device by then."""
         if self.memory is None:
             self.memory = self._begun()
-        lists = [m for m in (self.memory or {}).values() if isinstance(m, list)]
-        if any(len(m) != len(self._trained()) for m in lists):
-            raise ValueError(
-                f"{type(self.method).__name__} remembers {len(lists[0])} parameters, and {len(self._trained())} are "
-                "trained now: after freezing or unfreezing, make a new SharpnessAware"
-            )
+        trained = len(self._trained()) if self.memory else 0
+        for each in (m for m in (self.memory or {}).values() if isinstance(m, list)):
+            if len(each) != trained:
+                raise ValueError(
+                    f"{type(self.method).__name__} remembers {len(each)} parameters, and {trained} are trained now: "
+                    "after freezing or unfreezing, make a new SharpnessAware"
+                )
 
     def _context(self, y: Tensor, **given: Any) -> Context:
         return Context(y, counts=self.counts, few=self.few, **given)
